@@ -1,0 +1,1 @@
+"""Fast, durable low-rank fine-tuning of KerasHub language models."""
