@@ -1,0 +1,28 @@
+"""Low-rank adapters on Keras layers."""
+
+from kerora.adapters.config import LoraConfig
+from kerora.adapters.errors import AdapterError
+from kerora.adapters.lifecycle import (
+    adapted_layers,
+    adapter_configs,
+    add_adapter,
+    disabled_adapters,
+    merge_adapter,
+    remove_adapter,
+    set_active_adapters,
+)
+from kerora.adapters.report import TrainableParameters, count_trainable_parameters
+
+__all__ = [
+    "AdapterError",
+    "LoraConfig",
+    "TrainableParameters",
+    "adapted_layers",
+    "adapter_configs",
+    "add_adapter",
+    "count_trainable_parameters",
+    "disabled_adapters",
+    "merge_adapter",
+    "remove_adapter",
+    "set_active_adapters",
+]

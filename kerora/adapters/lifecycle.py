@@ -1,0 +1,194 @@
+"""The life of an adapter in a model: add, activate, disable, merge, remove."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import keras
+from keras import ops
+
+from kerora.adapters.config import LoraConfig
+from kerora.adapters.errors import AdapterError
+from kerora.adapters.host import attach, detach, get_adapter, is_host
+from kerora.adapters.lora import EmbeddingLora
+from kerora.adapters.targets import Candidate, candidates, select
+
+DEFAULT_NAME = "default"
+
+
+def add_adapter(model: keras.Model, config: LoraConfig, name: str = DEFAULT_NAME) -> keras.Model:
+    """Add a low-rank adapter to a built model, in place, and freeze everything else.
+
+    Args:
+        model: A KerasHub task or backbone, or any built `keras.Model`.
+        config: Rank, scale, targets and the like.
+        name: Name of the adapter: letters, digits and underscores.
+
+    Returns:
+        The same model.
+
+    Raises:
+        AdapterError: If no layer matches, the name is taken, or a target cannot hold an adapter.
+            The model is then as it was.
+
+    Example:
+    ```python
+    kerora.add_adapter(model, kerora.LoraConfig(rank=8, targets="all-linear"))
+    ```
+    """
+    if not re.fullmatch(r"\w+", name):
+        raise AdapterError(
+            f"An adapter's name may hold letters, digits and underscores. Received: {name!r}"
+        )
+    first = not adapter_configs(model)
+    attached: list[Candidate] = []
+    try:
+        for target in select(model, config.targets, config.exclude):
+            attach(target.layer, config, name, target.path)
+            attached.append(target)
+    except AdapterError:
+        for target in attached:
+            detach(target.layer, name)
+        raise
+    if first:
+        _freeze(model)
+    _set_bias_trainable(model, config, [target.layer for target in attached])
+    forget_compiled_functions(model)
+    return model
+
+
+def adapted_layers(model: keras.layers.Layer, name: str = DEFAULT_NAME) -> list[Candidate]:
+    """The layers that hold the adapter `name`, in a fixed order."""
+    return [c for c in candidates(model) if is_host(c.layer) and name in c.layer.adapter_names]
+
+
+def adapter_configs(model: keras.layers.Layer) -> dict[str, LoraConfig]:
+    """The adapters of a model by name, in the order they were added."""
+    return {
+        name: get_adapter(c.layer, name).config
+        for c in candidates(model)
+        if is_host(c.layer)
+        for name in c.layer.adapter_names
+    }
+
+
+def set_active_adapters(model: keras.Model, names: tuple[str, ...] | list[str]) -> None:
+    """Let just the adapters `names` take part in the forward pass (none for an empty list).
+
+    Raises:
+        AdapterError: For a name that the model does not hold.
+    """
+    known = adapter_configs(model)
+    for name in names:
+        if name not in known:
+            raise AdapterError(f"No adapter named {name!r}. This model holds: {list(known)}")
+    for candidate in candidates(model):
+        if is_host(candidate.layer):
+            held = candidate.layer.adapter_names
+            candidate.layer.active_adapters = tuple(n for n in held if n in names)
+    forget_compiled_functions(model)
+
+
+@contextlib.contextmanager
+def disabled_adapters(model: keras.Model) -> Iterator[None]:
+    """Within this context the model is its base."""
+    hosts = [c.layer for c in candidates(model) if is_host(c.layer)]
+    before = [host.active_adapters for host in hosts]
+    set_active_adapters(model, ())
+    try:
+        yield
+    finally:
+        for host, names in zip(hosts, before, strict=True):
+            host.active_adapters = names
+        forget_compiled_functions(model)
+
+
+def remove_adapter(model: keras.Model, name: str = DEFAULT_NAME) -> None:
+    """Take the adapter `name` out of the model.
+
+    Raises:
+        AdapterError: For a name that the model does not hold.
+    """
+    for target in _held(model, name):
+        detach(target.layer, name)
+    forget_compiled_functions(model)
+
+
+def merge_adapter(model: keras.Model, name: str = DEFAULT_NAME) -> None:
+    """Add the adapter's delta to the kernels that it adapts, and remove it.
+
+    The sum is taken in float32 and rounded once to the kernel's type.
+
+    Raises:
+        AdapterError: For an unknown name, or a quantised kernel, which cannot hold the sum.
+    """
+    targets = _held(model, name)
+    for target in targets:
+        if target.layer.quantization_mode is not None:
+            raise AdapterError(
+                f"Layer '{target.path}' is quantised ({target.layer.quantization_mode}); merging "
+                "would round the adapter away. Merge it into the unquantised base instead."
+            )
+    for target in targets:
+        adapter = get_adapter(target.layer, name)
+        is_table = isinstance(adapter, EmbeddingLora)
+        kernel = target.layer._embeddings if is_table else target.layer._kernel
+        total = ops.cast(kernel, "float32") + ops.convert_to_tensor(adapter.delta_kernel())
+        kernel.assign(ops.cast(total, kernel.dtype))
+        detach(target.layer, name)
+    forget_compiled_functions(model)
+
+
+def forget_compiled_functions(model: keras.Model) -> None:
+    """Make the model trace its step functions anew, and its optimizer forget other variables.
+
+    A traced TensorFlow function and a compiled JAX one would go on without the adapter.
+    """
+    for function in ("train_function", "test_function", "predict_function", "generate_function"):
+        if getattr(model, function, None) is not None:
+            setattr(model, function, None)
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and optimizer.built:
+        known = {id(v) for v in optimizer._trainable_variables}
+        if known != {id(v) for v in model.trainable_variables}:
+            model.optimizer = type(optimizer).from_config(optimizer.get_config())
+
+
+def _held(model: keras.Model, name: str) -> list[Candidate]:
+    held = adapted_layers(model, name)
+    if not held:
+        known = list(adapter_configs(model))
+        raise AdapterError(f"No adapter named {name!r}. This model holds: {known}")
+    return held
+
+
+def _freeze(model: keras.Model) -> None:
+    # Layers stay trainable and variables are frozen one by one: a layer that is not trainable
+    # would hide the adapters below it.
+    model.trainable = True
+    adapter_variables = {
+        id(variable)
+        for c in candidates(model)
+        if is_host(c.layer)
+        for name in c.layer.adapter_names
+        for variable in get_adapter(c.layer, name).weights
+    }
+    for variable in model.weights:
+        if id(variable) not in adapter_variables:
+            variable.trainable = False
+
+
+def _set_bias_trainable(
+    model: keras.Model, config: LoraConfig, layers: list[keras.layers.Layer]
+) -> None:
+    if config.bias == "none":
+        return
+    for variable in model.weights if config.bias == "all" else _own_weights(layers):
+        if variable.name == "bias":
+            variable.trainable = True
+
+
+def _own_weights(layers: list[keras.layers.Layer]) -> list[keras.Variable]:
+    return [layer.bias for layer in layers if getattr(layer, "bias", None) is not None]

@@ -1,0 +1,158 @@
+"""Which layers of a model an adapter goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import keras
+
+from kerora.adapters.errors import AdapterError
+from kerora.adapters.host import HOST_TYPES
+
+QUERY_VALUE_NAMES = (
+    "query",
+    "value",
+    "query_dense",
+    "value_dense",
+    "q_proj",
+    "v_proj",
+    "query_key_value",
+    "in_proj_qkv",
+    "receptance",
+)
+_ROUTER_NAMES = ("router_dense", "sparse_feedforward_gate_dense")
+_NOT_TEXT = ("vision", "image", "vit", "audio")
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A layer that can hold an adapter, under a path that is unique in its model.
+
+    Attributes:
+        layer: The Dense, EinsumDense or Embedding.
+        path: Its Keras path; where several layers share one, `.1`, `.2`… tell them apart.
+        inside: Paths of the layers that hold it, outermost first.
+    """
+
+    layer: keras.layers.Layer
+    path: str
+    inside: tuple[str, ...]
+
+
+def sublayers(layer: keras.layers.Layer) -> list[tuple[keras.layers.Layer, tuple[str, ...]]]:
+    """Every layer below `layer` once, depth first in creation order, with its ancestors' names."""
+    found: list[tuple[keras.layers.Layer, tuple[str, ...]]] = []
+    seen: set[int] = set()
+
+    def visit(parent: keras.layers.Layer, inside: tuple[str, ...]) -> None:
+        # Keras has no public list of the layers that a layer holds.
+        for child in parent._layers:
+            if id(child) not in seen:
+                seen.add(id(child))
+                found.append((child, inside))
+                visit(child, (*inside, child.name))
+
+    visit(layer, ())
+    return found
+
+
+def candidates(model: keras.layers.Layer) -> list[Candidate]:
+    """The layers of `model` that can hold an adapter, in a fixed order."""
+    hosts = [(la, inside) for la, inside in sublayers(model) if isinstance(la, HOST_TYPES)]
+    repeated = {path for path, n in Counter(la.path for la, _ in hosts).items() if n > 1}
+    counts: Counter[str] = Counter()
+    result = []
+    for layer, inside in hosts:
+        path = layer.path
+        if path in repeated:
+            counts[path] += 1
+            path = f"{path}.{counts[path]}"
+        result.append(Candidate(layer, path, inside))
+    return result
+
+
+def select(
+    model: keras.layers.Layer,
+    targets: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None = None,
+) -> list[Candidate]:
+    """The layers that `targets` names and `exclude` does not.
+
+    Args:
+        model: A built model or layer.
+        targets: As in `LoraConfig`.
+        exclude: As in `LoraConfig`.
+
+    Returns:
+        At least one candidate.
+
+    Raises:
+        AdapterError: If a pattern matches no layer, or all matches are excluded.
+    """
+    everything = candidates(model)
+    if targets is None:
+        chosen = [c for c in everything if c.layer.name in QUERY_VALUE_NAMES and _is_text(c)]
+        if not chosen:
+            raise AdapterError(
+                "No query or value projection was found in this model, so `targets` must be "
+                f"given. Layers that can hold an adapter: {_names(everything)}"
+            )
+    elif targets == "all-linear":
+        chosen = [c for c in everything if _is_linear(c) and _is_text(c)]
+        if not chosen:
+            raise AdapterError("`targets='all-linear'` found no Dense or EinsumDense layer.")
+    else:
+        chosen = _matching(everything, targets, "targets")
+    if exclude is not None:
+        excluded = {id(c.layer) for c in _matching(everything, exclude, "exclude")}
+        chosen = [c for c in chosen if id(c.layer) not in excluded]
+        if not chosen:
+            raise AdapterError(f"`exclude` leaves no target. Received: exclude={exclude!r}")
+    return chosen
+
+
+def _matching(
+    everything: list[Candidate], patterns: str | Sequence[str], argument: str
+) -> list[Candidate]:
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
+    chosen: dict[int, Candidate] = {}
+    for pattern in patterns:
+        matched = [c for c in everything if _matches(pattern, c)]
+        if not matched:
+            names = sorted({c.layer.name for c in everything})
+            near = difflib.get_close_matches(pattern, names, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise AdapterError(
+                f"`{argument}`: no layer matches {pattern!r}.{hint} Layers that can hold an "
+                f"adapter: {_names(everything)}"
+            )
+        chosen.update({id(c.layer): c for c in matched})
+    return [c for c in everything if id(c.layer) in chosen]
+
+
+def _matches(pattern: str, candidate: Candidate) -> bool:
+    path, name = candidate.path, candidate.layer.name
+    if pattern in (name, path) or path.endswith("/" + pattern):
+        return True
+    try:
+        return any(re.fullmatch(pattern, text) is not None for text in (name, path))
+    except re.error as error:
+        raise AdapterError(f"{pattern!r} is no regular expression: {error}") from error
+
+
+def _is_linear(candidate: Candidate) -> bool:
+    layer = candidate.layer
+    return not isinstance(layer, keras.layers.Embedding) and layer.name not in _ROUTER_NAMES
+
+
+def _is_text(candidate: Candidate) -> bool:
+    return not any(word in name for name in candidate.inside for word in _NOT_TEXT)
+
+
+def _names(everything: list[Candidate]) -> str:
+    counts = Counter(c.layer.name for c in everything)
+    return ", ".join(f"{name} (x{n})" for name, n in counts.items()) or "none"
