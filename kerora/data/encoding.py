@@ -1,0 +1,242 @@
+"""One row of data to token ids and loss weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from kerora.data.chat import ChatTemplate, built_in_chat_template
+from kerora.data.errors import DataError, LongRow, RowProblem
+from kerora.data.formats import Example, Message, read_example, read_messages
+from kerora.data.templates import Template, as_conversation, example_reader, segments
+from kerora.data.tokenization import TextTokenizer
+
+TrainOn = Literal["response", "all"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A tokenised example.
+
+    Args:
+        token_ids: int32 `(length,)`, start and end token included.
+        loss_weights: float32 `(length,)`, the weight of the loss on *this* token (not on the one
+            after it): 0 for what is given, the row's weight for what is learned.
+        truncated: Whether tokens were cut off its end.
+    """
+
+    token_ids: np.ndarray
+    loss_weights: np.ndarray
+    truncated: bool = False
+
+
+@dataclass
+class Encoder:
+    """Turns rows into tokens and loss weights, and prompts into tokens, alike.
+
+    Args:
+        tokenizer: A KerasHub tokenizer.
+        sequence_length: The most tokens of an example; at least 2.
+        train_on: `"response"` weighs the response alone where a row has one, `"all"` every token.
+        template: None to recognise the fields; text such as `"Q: {q}\\nA: {a}"`; or `"chat"` to
+            lay prompts and responses out as a conversation.
+        chat_template: Jinja source for conversations, such as the model's own; None takes the
+            built-in one whose marks the tokenizer knows.
+        add_start_token: Whether examples start with the tokenizer's start token, as KerasHub's
+            preprocessors do.
+        add_end_token: Whether the end token follows the response (and is learned).
+        on_long_row: What happens to an example that is too long: `"truncate"` cuts its end off
+            (and drops it where nothing of the response would be left), `"skip"` drops it, `"stop"`
+            raises.
+
+    Raises:
+        DataError: An argument is wrong, or a template cannot be read.
+
+    Example:
+
+    ```python
+    encoder = Encoder(model.preprocessor.tokenizer, sequence_length=512)
+    encoder.encode({"prompt": "2 + 2 =", "response": " 4"})
+    encoder.encode_prompt("2 + 2 =")  # what `generate` starts from
+    ```
+    """
+
+    tokenizer: Any
+    sequence_length: int
+    train_on: TrainOn = "response"
+    template: str | None = None
+    chat_template: str | None = None
+    add_start_token: bool = True
+    add_end_token: bool = True
+    on_long_row: Literal["truncate", "skip", "stop"] = "truncate"
+    _read: Callable[[Any], Example] = field(init=False, repr=False)
+    _text: TextTokenizer = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.sequence_length < 2:
+            raise DataError(f"sequence_length is at least 2. Received: {self.sequence_length}")
+        _check_choice("train_on", self.train_on, ("response", "all"))
+        _check_choice("on_long_row", self.on_long_row, ("truncate", "skip", "stop"))
+        self._read = example_reader(self.template)
+        self._text = TextTokenizer(self.tokenizer)
+        source = self.chat_template
+        if source is None:
+            source = built_in_chat_template(lambda mark: self._text.mark_id(mark) is not None)
+        self._chat = ChatTemplate(source, self._special_tokens())
+
+    def _special_tokens(self) -> dict[str, str]:
+        names = {"bos_token": "start_token", "eos_token": "end_token", "pad_token": "pad_token"}
+        return {name: getattr(self.tokenizer, own, None) or "" for name, own in names.items()}
+
+    @property
+    def pad_token_id(self) -> int:
+        return self._text.pad_token_id
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer: the end token and the marks that end a turn."""
+        marks = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>")
+        ids = [self._text.end_token_id, *(self._text.mark_id(mark) for mark in marks)]
+        return tuple(dict.fromkeys(index for index in ids if index is not None))
+
+    def encode(self, row: Any, weight: float = 1.0) -> Encoded:
+        """Tokenises one row. Raises `RowProblem` where it is no example."""
+        return self.encode_many([row], [weight])[0]
+
+    def encode_many(self, rows: Sequence[Any], weights: Sequence[float]) -> list[Any]:
+        """Tokenises rows, quicker than one at a time.
+
+        Returns:
+            For each row an `Encoded`, or the `RowProblem` that it has. A row may be a `RowProblem`
+            already, and is handed on.
+        """
+        examples = [self._try_read(row) for row in rows]
+        prompts = [e.prompt for e in examples if isinstance(e, Example) and e.prompt]
+        answers = [e.response for e in examples if isinstance(e, Example) and e.prompt]
+        texts = [
+            e.response
+            for e in examples
+            if isinstance(e, Example) and not e.messages and not e.prompt
+        ]
+        prompt_ids = iter(self._text.texts(prompts))
+        text_ids = iter(self._text.texts(texts))
+        answer_ids = iter(self._text.continuations(answers))
+        results: list[Any] = []
+        for example, weight in zip(examples, weights, strict=True):
+            try:
+                if isinstance(example, RowProblem):
+                    raise example
+                if example.messages:
+                    parts = self._conversation(example)
+                elif example.prompt:
+                    parts = [(next(prompt_ids), False), (next(answer_ids), True)]
+                else:
+                    parts = [(next(text_ids), True)]
+                results.append(self._join(parts, float(weight), bool(example.messages)))
+            except RowProblem as problem:
+                results.append(problem)
+        return results
+
+    def _try_read(self, row: Any) -> Example | RowProblem:
+        try:
+            return row if isinstance(row, RowProblem) else self._read(row)
+        except RowProblem as problem:
+            return problem
+
+    def _conversation(self, example: Example) -> list[tuple[Sequence[int], bool]]:
+        parts: list[tuple[Sequence[int], bool]] = []
+        for piece in segments(example, self._chat):
+            ids = self._text.marked_text(piece.text, first=not parts)
+            parts.append((ids, piece.supervised))
+        return parts
+
+    def _join(
+        self, parts: list[tuple[Sequence[int], bool]], weight: float, conversation: bool
+    ) -> Encoded:
+        ids: list[int] = []
+        learned: list[bool] = []
+        for piece, supervised in parts:
+            ids += piece
+            learned += [supervised or self.train_on == "all"] * len(piece)
+        start, end = self._text.start_token_id, self._text.end_token_id
+        # A chat template may write the start token itself: it is not doubled.
+        if self.add_start_token and start is not None and not (conversation and ids[:1] == [start]):
+            ids.insert(0, start)
+            learned.insert(0, False)
+        ends = conversation and self._ends_turn(ids)
+        if self.add_end_token and end is not None and not ends:
+            ids.append(end)
+            learned.append(True)
+        truncated = len(ids) > self.sequence_length
+        if truncated:
+            ids, learned = self._shorten(ids, learned)
+        # Nothing predicts the first token.
+        if not any(learned[1:]):
+            raise RowProblem("empty response", "no token of it is learned")
+        weights = np.asarray(learned, np.float32) * np.float32(weight)
+        return Encoded(np.asarray(ids, np.int32), weights, truncated)
+
+    def _ends_turn(self, ids: list[int]) -> bool:
+        """Whether a conversation's text closes its last turn with a mark of its own."""
+        return bool(set(ids[-3:]) & set(self.stop_token_ids))
+
+    def _shorten(self, ids: list[int], learned: list[bool]) -> tuple[list[int], list[bool]]:
+        size = self.sequence_length
+        if self.on_long_row != "truncate":
+            raise LongRow("too long", f"{len(ids)} tokens; sequence_length is {size}")
+        if not any(learned[1:size]):
+            raise LongRow("prompt too long", f"the response starts after {size} tokens")
+        return ids[:size], learned[:size]
+
+    def encode_prompt(self, prompt: Any) -> np.ndarray:
+        """The tokens that generation starts from, equal to those that training saw.
+
+        Args:
+            prompt: A row (its response, if any, is left out), text that is taken as it is, or a
+                list of messages that ends before the assistant's turn.
+
+        Returns:
+            int32 `(length,)`, start token included.
+
+        Raises:
+            RowProblem: The row has no prompt.
+        """
+        text, conversation = self._prompt_text(prompt)
+        if conversation:
+            ids = self._text.marked_text(text, first=True)
+        else:
+            ids = list(self._text.texts([text])[0]) if text else []
+        start = self._text.start_token_id
+        if self.add_start_token and start is not None and not (conversation and ids[:1] == [start]):
+            ids.insert(0, start)
+        return np.asarray(ids, np.int32)
+
+    def prompt_text(self, prompt: Any) -> str:
+        """The text that `encode_prompt` tokenises."""
+        return self._prompt_text(prompt)[0]
+
+    def _prompt_text(self, prompt: Any) -> tuple[str, bool]:
+        if isinstance(prompt, str):
+            if self.template != "chat":
+                return prompt, False
+            example = Example(messages=(Message("user", prompt),))
+        elif isinstance(prompt, Sequence):
+            example = Example(messages=read_messages(prompt, answered=False))
+        elif self.template not in (None, "chat"):
+            return Template(str(self.template)).prompt(prompt), False
+        else:
+            example = read_example(prompt, answered=False)
+            if self.template == "chat":
+                example = as_conversation(example)
+        if not example.messages:
+            return example.prompt or "", False
+        turns = list(example.messages)
+        while turns and turns[-1].role == "assistant":
+            turns.pop()
+        return self._chat.render(turns, add_generation_prompt=True), True
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise DataError(f"{name} is one of {', '.join(map(repr, choices))}. Received: {value!r}")

@@ -1,0 +1,270 @@
+"""Rows of .jsonl, .json, .csv, .parquet and .txt files, read one at a time by index.
+
+Only byte offsets are held for the line-based formats (8 bytes a row), so a file of a million rows
+costs a few megabytes. A file with a byte-order mark is read without it.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kerora.data.errors import DataError, RowProblem
+
+_CHUNK_BYTES = 1 << 22
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LONGEST_BLANK_LINE = 16
+
+# A field of a .csv file may hold a whole document; the module's default limit is 128 KiB.
+csv.field_size_limit(1 << 27)
+
+
+def decode(data: bytes) -> str:
+    """Decodes UTF-8, or raises the `RowProblem` "wrong encoding" with the first bad byte."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise RowProblem(
+            "wrong encoding", f"byte 0x{byte:02x} at position {error.start} is not UTF-8"
+        ) from error
+
+
+def parse_json(text: str) -> Any:
+    """Parses one JSON document, or raises the `RowProblem` "not JSON"."""
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise RowProblem("not JSON", f"{error}; it starts with {text[:40]!r}") from error
+
+
+class LineFile:
+    """The lines of a file that are not blank, by index.
+
+    Args:
+        path: The file.
+        parse: Turns the text of a line into a row.
+    """
+
+    def __init__(self, path: Path, parse: Callable[[str], Any]):
+        self._path = path
+        self._parse = parse
+        self._starts, self._numbers = _index_lines(path)
+        self._file = open(path, "rb")  # noqa: SIM115 - read from for as long as the source lives
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: int) -> Any:
+        start, end = int(self._starts[index]), int(self._starts[index + 1])
+        # pread keeps no position: the thread that reads ahead needs no lock.
+        data = os.pread(self._file.fileno(), end - start, start)
+        return self._parse(decode(data).rstrip())
+
+    def where(self, index: int) -> str:
+        number = index + 1 if self._numbers is None else int(self._numbers[index])
+        return f"{self._path}:{number}"
+
+
+def _index_lines(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Where each line that is not blank starts, then the end; line numbers if some are blank."""
+    found, position, last = [np.zeros(1, np.int64)], 0, b"\n"
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            breaks = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
+            found.append(breaks + (position + 1))
+            position += len(chunk)
+            last = chunk[-1:]
+        starts = np.concatenate(found)
+        if last != b"\n":
+            starts = np.append(starts, position)
+        keep = np.ones(len(starts) - 1, bool)
+        for line in np.flatnonzero(np.diff(starts) <= _LONGEST_BLANK_LINE):
+            file.seek(starts[line])
+            size = int(starts[line + 1] - starts[line])
+            keep[line] = bool(file.read(size).removeprefix(_BYTE_ORDER_MARK).strip())
+        file.seek(0)
+        if file.read(3) == _BYTE_ORDER_MARK:
+            starts[0] = 3
+    if keep.all():
+        return starts, None
+    return np.append(starts[:-1][keep], starts[-1]), np.flatnonzero(keep).astype(np.int32) + 1
+
+
+class CsvFile:
+    """The records of a .csv file with a header line, as dicts, by index."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        starts, numbers = [], []
+        with open(path, "rb") as file:
+            lines = _CountedLines(file)
+            reader = csv.reader(lines)
+            header = next(reader, None)
+            while header is not None:
+                start, number = lines.position, lines.number
+                record = next(reader, None)
+                if record is None:
+                    break
+                if record:
+                    starts.append(start)
+                    numbers.append(number + 1)
+            end = lines.position
+        if header is None:
+            raise DataError(f"{path} is empty: a .csv file starts with a line of field names.")
+        self._header = [name.strip() for name in header]
+        self._starts = np.asarray([*starts, end], np.int64)
+        self._numbers = np.asarray(numbers, np.int32)
+        self._file = open(path, "rb")  # noqa: SIM115 - read from for as long as the source lives
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        start, end = int(self._starts[index]), int(self._starts[index + 1])
+        text = decode(os.pread(self._file.fileno(), end - start, start))
+        record = next(csv.reader(text.splitlines(keepends=True)))
+        if len(record) != len(self._header):
+            raise RowProblem(
+                "missing field" if len(record) < len(self._header) else "too many fields",
+                f"{len(record)} values for the {len(self._header)} fields {self._header}",
+            )
+        return dict(zip(self._header, record, strict=True))
+
+    def where(self, index: int) -> str:
+        return f"{self._path}:{self._numbers[index]}"
+
+
+class _CountedLines:
+    """The decoded lines of a binary file, with the byte and line reached so far."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        self.position = 0
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline()
+        if not line:
+            raise StopIteration
+        text = line if self.position else line.removeprefix(_BYTE_ORDER_MARK)
+        self.position += len(line)
+        self.number += 1
+        # Commas, quotes and line ends are ASCII: records are found whatever the encoding is, and
+        # a wrong one is reported when the record itself is read.
+        return text.decode("utf-8", errors="replace")
+
+
+class JsonFile:
+    """The rows of a .json file: a list, an object of columns, or one object with one list."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        try:
+            value = parse_json(decode(path.read_bytes().removeprefix(_BYTE_ORDER_MARK)))
+        except RowProblem as problem:
+            advice = "A file of one JSON value per line is named .jsonl."
+            raise DataError(f"{problem.at(str(path))}. {advice}") from None
+        if isinstance(value, dict):
+            value = _rows_of_object(path, value)
+        if not isinstance(value, list):
+            raise DataError(
+                f"{path} should hold a list of rows or an object of columns. "
+                f"Received: {type(value).__name__}"
+            )
+        self._rows = value
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._rows[index]
+
+    def where(self, index: int) -> str:
+        return f"{self._path}, row {index + 1}"
+
+
+def _rows_of_object(path: Path, value: dict[str, Any]) -> list[Any]:
+    lists = {name: column for name, column in value.items() if isinstance(column, list)}
+    if len(lists) == 1 and all(isinstance(row, dict) for row in next(iter(lists.values()))):
+        return next(iter(lists.values()))
+    if len(lists) != len(value) or len({len(column) for column in lists.values()}) != 1:
+        raise DataError(
+            f"{path} holds an object that is neither columns of equal length nor one list of "
+            f"rows. Received the keys {sorted(value)[:10]}"
+        )
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+
+
+class ParquetFile:
+    """The rows of a .parquet file, by index, with one decoded row group in memory.
+
+    Rows that are asked for in file order decode each group once.
+    """
+
+    def __init__(self, path: Path):
+        import pyarrow.parquet
+
+        self._path = path
+        try:
+            self._file = pyarrow.parquet.ParquetFile(path, memory_map=True)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{path} is no readable Parquet file: {error}") from error
+        metadata = self._file.metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self._group = -1
+        self._table: Any = None
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        if group != self._group:
+            self._table = self._file.read_row_group(group)
+            self._group = group
+        first = int(self._ends[group - 1]) if group else 0
+        return self._table.slice(index - first, 1).to_pylist()[0]
+
+    def where(self, index: int) -> str:
+        return f"{self._path}, row {index + 1}"
+
+
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".jsonl": lambda path: LineFile(path, parse_json),
+    ".json": lambda path: JsonFile(path),
+    ".csv": lambda path: CsvFile(path),
+    ".parquet": lambda path: ParquetFile(path),
+    ".txt": lambda path: LineFile(path, str),
+}
+
+FILE_SUFFIXES = tuple(_READERS)
+
+
+def open_file(path: Path) -> Any:
+    """Opens one data file by its suffix.
+
+    `.txt` gives one row per line, `.jsonl` one JSON value per line; `.csv` starts with a line of
+    field names.
+
+    Raises:
+        DataError: The suffix is unknown, or the file is not what it says.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(
+            f"Cannot read {path}: data files end in {', '.join(FILE_SUFFIXES)}. "
+            f"Received the suffix {path.suffix!r}."
+        )
+    try:
+        return reader(path)
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error}") from error

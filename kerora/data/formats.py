@@ -1,0 +1,227 @@
+"""What the fields of a row mean: which of them is the prompt, which the response.
+
+| recognised fields | becomes |
+|---|---|
+| `messages`, `conversations` | a conversation |
+| `instruction`, perhaps `context` or `input`, `response` or `output` | the instruction template |
+| `question` or `query`, and `answer` or `response` | the question template |
+| `prompt(s)` or `input`, and `response(s)`, `completion(s)` or `output` | both, joined as they are |
+| `text` | plain text |
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kerora.data.errors import RowProblem
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation. `extra` holds what else the row says, such as tool calls."""
+
+    role: str
+    content: str
+    extra: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """What one row asks the model to learn.
+
+    Either a conversation (`messages`), or a `prompt` and its `response`; a `prompt` of None says
+    that `response` is plain text.
+    """
+
+    prompt: str | None = None
+    response: str = ""
+    messages: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True)
+class Format:
+    """A set of field names with a meaning.
+
+    Args:
+        name: For messages.
+        prompt: Alternative names of the field that asks.
+        response: Alternative names of the field that answers.
+        context: Alternative names of an optional field that goes with the question.
+        template: Lays the prompt and the context (empty where there is none) out as text, up to
+            where the response starts.
+    """
+
+    name: str
+    prompt: tuple[str, ...]
+    response: tuple[str, ...]
+    context: tuple[str, ...] = ()
+    template: Callable[[str, str], str] = lambda prompt, context: prompt
+
+
+def _instruction(prompt: str, context: str) -> str:
+    middle = f"\n\nContext:\n{context}" if context else ""
+    return f"Instruction:\n{prompt}{middle}\n\nResponse:\n"
+
+
+def _question(prompt: str, context: str) -> str:
+    start = f"Context:\n{context}\n\n" if context else ""
+    return f"{start}Question:\n{prompt}\n\nAnswer:\n"
+
+
+FORMATS = (
+    Format(
+        "instruction",
+        prompt=("instruction",),
+        response=("response", "output", "answer", "completion"),
+        context=("context", "input"),
+        template=_instruction,
+    ),
+    Format(
+        "question",
+        prompt=("question", "query"),
+        response=("answer", "response"),
+        context=("context",),
+        template=_question,
+    ),
+    Format(
+        "prompt",
+        prompt=("prompt", "prompts", "input"),
+        response=("response", "responses", "completion", "completions", "output"),
+    ),
+)
+
+_MESSAGE_FIELDS = ("messages", "conversations", "conversation")
+_ROLE_NAMES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+
+
+def read_example(row: Any, *, answered: bool = True) -> Example:
+    """Understands one row by its field names.
+
+    Args:
+        row: A string, a dict, or a list of messages.
+        answered: Whether a row without its response is a problem; for generation it is none.
+
+    Returns:
+        The example. Rows of the instruction and question formats have their prompt laid out as
+        `"Instruction:\\n...\\n\\nResponse:\\n"` and `"Question:\\n...\\n\\nAnswer:\\n"`.
+
+    Raises:
+        RowProblem: A field is missing or empty, or none is known.
+    """
+    if isinstance(row, str):
+        return Example(response=_filled(row, "text"))
+    if isinstance(row, bytes):
+        raise RowProblem("wrong encoding", "bytes that are not UTF-8")
+    if isinstance(row, Sequence):
+        return Example(messages=read_messages(row, answered=answered))
+    if not isinstance(row, Mapping):
+        raise RowProblem("not a record", f"expected fields, received {type(row).__name__}")
+    for name in _MESSAGE_FIELDS:
+        if name in row:
+            return Example(messages=read_messages(row[name], answered=answered))
+    for form in FORMATS:
+        asks, answers = _first(row, form.prompt), _first(row, form.response)
+        if asks is None or (answered and answers is None and form is FORMATS[-1]):
+            continue
+        if answered and answers is None:
+            raise RowProblem("missing field", f"{asks!r} without one of {list(form.response)}")
+        return _prompt_and_response(row, form, asks, answers if answered else None)
+    if "text" in row:
+        return Example(response=field_text(row, "text"))
+    raise RowProblem("unknown fields", f"found {sorted(map(str, row))}; {known_fields()}")
+
+
+def _prompt_and_response(
+    row: Mapping[str, Any], form: Format, asks: str, answers: str | None
+) -> Example:
+    context_name = _first(row, form.context)
+    context = field_text(row, context_name, empty=True) if context_name else ""
+    response = field_text(row, answers, reason="empty response") if answers else ""
+    return Example(form.template(field_text(row, asks), context), response)
+
+
+def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if name in row), None)
+
+
+def known_fields() -> str:
+    """The field names that are recognised, as a sentence for messages."""
+    sets = [
+        f"{'/'.join(form.prompt)} with {'/'.join(form.response)}"
+        + (f" (and {'/'.join(form.context)})" if form.context else "")
+        for form in FORMATS
+    ]
+    return (
+        f"known are {'; '.join(sets)}; {' or '.join(_MESSAGE_FIELDS[:2])}; text. For other names "
+        'pass template="... {field} ... {response_field}"'
+    )
+
+
+def field_text(
+    row: Mapping[str, Any], name: str, *, empty: bool = False, reason: str = "empty field"
+) -> str:
+    """The text of one field, or the `RowProblem` that it is missing, empty or not text."""
+    if name not in row:
+        raise RowProblem("missing field", f"no {name!r} among {sorted(map(str, row))}")
+    value = row[name]
+    if value is None:
+        value = ""
+    if isinstance(value, bytes):
+        raise RowProblem("wrong encoding", f"{name!r} holds bytes that are not UTF-8")
+    if isinstance(value, Mapping | list | tuple):
+        raise RowProblem("not text", f"{name!r} holds a {type(value).__name__}")
+    return str(value) if empty else _filled(str(value), name, reason)
+
+
+def _filled(text: str, name: str, reason: str = "empty field") -> str:
+    if not text.strip():
+        raise RowProblem(reason, f"{name!r} is empty")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowProblem("wrong encoding", f"{name!r} holds half a surrogate pair") from error
+    return text
+
+
+def read_messages(value: Any, *, answered: bool = True) -> tuple[Message, ...]:
+    """A conversation from `{"role", "content"}` or ShareGPT's `{"from", "value"}` entries.
+
+    Raises:
+        RowProblem: It is empty, an entry is not a message, or (where `answered`) no assistant
+            speaks.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise RowProblem("not a conversation", f"expected messages, got {type(value).__name__}")
+    messages = tuple(_read_message(entry) for entry in value)
+    if not messages:
+        raise RowProblem("empty field", "a conversation without messages")
+    answers = [message for message in messages if message.role == "assistant"]
+    if not answered:
+        return messages
+    if not answers:
+        raise RowProblem("missing field", "no message has the role 'assistant'")
+    if not any(message.content.strip() or message.extra for message in answers):
+        raise RowProblem("empty response", "every assistant message is empty")
+    return messages
+
+
+def _read_message(entry: Any) -> Message:
+    if not isinstance(entry, Mapping):
+        raise RowProblem("not a conversation", f"a message is a {type(entry).__name__}")
+    role_name = _first(entry, ("role", "from"))
+    text_name = _first(entry, ("content", "value"))
+    if role_name is None or text_name is None:
+        raise RowProblem("missing field", f"a message holds {sorted(map(str, entry))}")
+    role = str(entry[role_name])
+    content = entry[text_name]
+    if isinstance(content, list):  # the parts of a multimodal message; only text can be used
+        if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+            raise RowProblem("not text", "a message holds parts that are not text")
+        content = "".join(str(part.get("text", "")) for part in content)
+    extra = {
+        name: value
+        for name, value in entry.items()
+        if name not in (role_name, text_name) and value is not None
+    }
+    text = field_text({text_name: content}, text_name, empty=True)
+    return Message(_ROLE_NAMES.get(role, role), text, extra or None)

@@ -1,0 +1,110 @@
+"""Text to token ids with a KerasHub tokenizer, fast, special tokens included.
+
+KerasHub's tokenizers are layers: a call converts its inputs and outputs each time. The objects
+that do the work (`sentencepiece`, `tokenizers`) take a list of strings at once; they are private,
+used in `_batch_tokenizer` alone, and the layer is called where they are not found.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+# What the marks of chat templates look like. Only those in the vocabulary count.
+_MARK = re.compile(r"<\|[^<>|\s]{1,48}\|>|</?[a-zA-Z_]{1,32}>|\[/?[A-Z_]{2,32}\]")
+
+
+def _batch_tokenizer(tokenizer: Any) -> Callable[[list[str]], Sequence[Sequence[int]]]:
+    """The quickest function from texts to ids that this tokenizer has."""
+    sentence_piece = getattr(tokenizer, "_sentence_piece_spm", None)
+    if sentence_piece is not None and hasattr(sentence_piece, "Encode"):
+        return lambda texts: sentence_piece.Encode(texts, add_bos=False, add_eos=False)
+    byte_pair = getattr(tokenizer, "_tokenizer", None)
+    if byte_pair is not None and hasattr(byte_pair, "encode_batch"):
+
+        def encode(texts: list[str]) -> list[list[int]]:
+            encodings = byte_pair.encode_batch(texts, add_special_tokens=False)
+            return [encoding.ids for encoding in encodings]
+
+        return encode
+    return lambda texts: [np.asarray(ids).tolist() for ids in tokenizer(texts)]
+
+
+class TextTokenizer:
+    """Turns pieces of text into ids that can be joined.
+
+    Args:
+        tokenizer: A KerasHub tokenizer, or anything with `token_to_id`, `id_to_token` and a call
+            that takes a list of strings.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._encode = _batch_tokenizer(tokenizer)
+        self._marks: dict[str, int | None] = {}
+        self.start_token_id: int | None = _id(tokenizer, "start_token_id")
+        self.end_token_id: int | None = _id(tokenizer, "end_token_id")
+        self.pad_token_id: int = _id(tokenizer, "pad_token_id") or 0
+        # SentencePiece models of the Llama kind put a space before every text, which is wrong in
+        # the middle of one: such a text is tokenised after a line break, which is cut off again.
+        after_break = self._encode(["\na", "\n", "a"])
+        whole, line_break, alone = (list(ids) for ids in after_break)
+        self._anchor = line_break if whole != line_break + alone else None
+
+    def mark_id(self, text: str) -> int | None:
+        """The id of a special token by its text; None where the vocabulary has no such token."""
+        if text not in self._marks:
+            self._marks[text] = self._look_up(text)
+        return self._marks[text]
+
+    def _look_up(self, text: str) -> int | None:
+        try:
+            index = int(self._tokenizer.token_to_id(text))
+            found = index >= 0 and self._tokenizer.id_to_token(index) == text
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return None
+        return index if found else None
+
+    def texts(self, texts: list[str]) -> Sequence[Sequence[int]]:
+        """Ids of whole texts, as the tokenizer itself gives them; no start or end token."""
+        return self._encode(texts) if texts else []
+
+    def continuations(self, texts: list[str]) -> list[Sequence[int]]:
+        """Ids of texts that follow another text: without the space some models put in front."""
+        if self._anchor is None or not texts:
+            return list(self.texts(texts))
+        size = len(self._anchor)
+        results: list[Sequence[int]] = []
+        for text, ids in zip(texts, self._encode(["\n" + text for text in texts]), strict=True):
+            anchored = list(ids[:size]) == self._anchor
+            results.append(ids[size:] if anchored else self._encode([text])[0])
+        return results
+
+    def marked_text(self, text: str, *, first: bool) -> list[int]:
+        """Ids of text in which marks such as `<start_of_turn>` are their single special tokens.
+
+        Args:
+            text: A rendered chat, or a part of one.
+            first: Whether nothing stands before it.
+        """
+        ids: list[int] = []
+        position = 0
+        for match in _MARK.finditer(text):
+            mark = self.mark_id(match.group())
+            if mark is None:
+                continue
+            ids += self._between(text[position : match.start()], first and not ids)
+            ids.append(mark)
+            position = match.end()
+        return ids + self._between(text[position:], first and not ids)
+
+    def _between(self, text: str, first: bool) -> list[int]:
+        if not text:
+            return []
+        return list(self.texts([text])[0] if first else self.continuations([text])[0])
+
+
+def _id(tokenizer: Any, name: str) -> int | None:
+    value = getattr(tokenizer, name, None)
+    return None if value is None else int(value)
