@@ -5,15 +5,16 @@ from kerora.adapters.errors import AdapterError
 from kerora.adapters.lifecycle import (
     adapted_layers,
     adapter_configs,
-    add_adapter,
     disabled_adapters,
     merge_adapter,
     remove_adapter,
     set_active_adapters,
 )
 from kerora.adapters.report import TrainableParameters, count_trainable_parameters
+from kerora.adapters.saved_model import AdaptedModel, add_adapter, extend, own_class
 
 __all__ = [
+    "AdaptedModel",
     "AdapterError",
     "LoraConfig",
     "TrainableParameters",
@@ -22,7 +23,9 @@ __all__ = [
     "add_adapter",
     "count_trainable_parameters",
     "disabled_adapters",
+    "extend",
     "merge_adapter",
+    "own_class",
     "remove_adapter",
     "set_active_adapters",
 ]

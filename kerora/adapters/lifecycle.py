@@ -18,26 +18,10 @@ from kerora.adapters.targets import Candidate, candidates, select
 DEFAULT_NAME = "default"
 
 
-def add_adapter(model: keras.Model, config: LoraConfig, name: str = DEFAULT_NAME) -> keras.Model:
-    """Add a low-rank adapter to a built model, in place, and freeze everything else.
-
-    Args:
-        model: A KerasHub task or backbone, or any built `keras.Model`.
-        config: Rank, scale, targets and the like.
-        name: Name of the adapter: letters, digits and underscores.
-
-    Returns:
-        The same model.
-
-    Raises:
-        AdapterError: If no layer matches, the name is taken, or a target cannot hold an adapter.
-            The model is then as it was.
-
-    Example:
-    ```python
-    kerora.add_adapter(model, kerora.LoraConfig(rank=8, targets="all-linear"))
-    ```
-    """
+def add_adapter_to_layers(
+    model: keras.layers.Layer, config: LoraConfig, name: str = DEFAULT_NAME
+) -> None:
+    """Attach an adapter to the layers that `config` targets, and freeze the rest (`add_adapter`)."""
     if not re.fullmatch(r"\w+", name):
         raise AdapterError(
             f"An adapter's name may hold letters, digits and underscores. Received: {name!r}"
@@ -56,7 +40,6 @@ def add_adapter(model: keras.Model, config: LoraConfig, name: str = DEFAULT_NAME
         _freeze(model)
     _set_bias_trainable(model, config, [target.layer for target in attached])
     forget_compiled_functions(model)
-    return model
 
 
 def adapted_layers(model: keras.layers.Layer, name: str = DEFAULT_NAME) -> list[Candidate]:

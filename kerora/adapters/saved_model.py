@@ -1,0 +1,111 @@
+"""Adapted models in `.keras` files.
+
+An adapted model's config is the config of what it was before, and its adapters. Loading rebuilds
+the former, adds the latter, and Keras then restores base weights and factors apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import keras
+
+from kerora.adapters.config import LoraConfig
+from kerora.adapters.lifecycle import (
+    adapted_layers,
+    adapter_configs,
+    add_adapter_to_layers,
+    set_active_adapters,
+)
+
+
+class AdaptedModel(keras.Model):
+    """What a model has beside its own class once it holds adapters."""
+
+    def get_config(self) -> dict[str, Any]:
+        with _as_own_class(self):
+            base = keras.saving.serialize_keras_object(self)
+        base.pop("compile_config", None)
+        adapters = {}
+        active: set[str] = set()
+        for name, config in adapter_configs(self).items():
+            held = adapted_layers(self, name)
+            paths = tuple(candidate.path for candidate in held)
+            adapters[name] = dataclasses.asdict(
+                dataclasses.replace(config, targets=paths, exclude=None)
+            )
+            if name in held[0].layer.active_adapters:
+                active.add(name)
+        return {"base": base, "adapters": adapters, "active": sorted(active)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> keras.Model:
+        model = keras.saving.deserialize_keras_object(config["base"], custom_objects)
+        for name, fields in config["adapters"].items():
+            if name not in adapter_configs(model):
+                add_adapter(model, LoraConfig(**fields), name)
+        if config["adapters"]:
+            set_active_adapters(model, config["active"])
+        return model
+
+
+def add_adapter(model: keras.Model, config: LoraConfig, name: str = "default") -> keras.Model:
+    """Add a low-rank adapter to a built model, in place, and freeze everything else.
+
+    Args:
+        model: A KerasHub task or backbone, or any built `keras.Model`.
+        config: Rank, scale, targets and the like.
+        name: Name of the adapter: letters, digits and underscores.
+
+    Returns:
+        The same model.
+
+    Raises:
+        AdapterError: If no layer matches, the name is taken, or a target cannot hold an adapter.
+            The model is then as it was.
+
+    Example:
+    ```python
+    kerora.add_adapter(model, kerora.LoraConfig(rank=8, targets="all-linear"))
+    ```
+    """
+    add_adapter_to_layers(model, config, name)
+    extend(model, AdaptedModel, "AdaptedModel")
+    return model
+
+
+def extend(model: keras.Model, mixin: type[AdaptedModel], saved_as: str) -> None:
+    """Give a model, in place, the methods of `mixin`, saved in `.keras` files as `saved_as`."""
+    if isinstance(model, mixin):
+        return
+    plain: Hashable = own_class(model)
+    model.__class__ = _extended_class(plain, mixin, saved_as)
+
+
+def own_class(model: keras.Model) -> type:
+    """The class that the model had before it held adapters."""
+    return type(model).__bases__[1] if isinstance(model, AdaptedModel) else type(model)
+
+
+@functools.cache
+def _extended_class(plain: type, mixin: type[AdaptedModel], saved_as: str) -> type:
+    extended = type(plain.__name__, (mixin, plain), {"__module__": plain.__module__})
+    # All extended classes share a registered name: `from_config` needs nothing of the class.
+    return keras.saving.register_keras_serializable("kerora", saved_as)(extended)
+
+
+@contextlib.contextmanager
+def _as_own_class(model: keras.Model) -> Iterator[None]:
+    extended = type(model)
+    model.__class__ = own_class(model)
+    try:
+        yield
+    finally:
+        model.__class__ = extended
+
+
+keras.saving.register_keras_serializable("kerora", "AdaptedModel")(AdaptedModel)
