@@ -21,7 +21,7 @@ DEFAULT_NAME = "default"
 def add_adapter_to_layers(
     model: keras.layers.Layer, config: LoraConfig, name: str = DEFAULT_NAME
 ) -> None:
-    """Attach an adapter to the layers that `config` targets, and freeze the rest (`add_adapter`)."""
+    """Attach an adapter to the layers that `config` targets, and freeze the rest."""
     if not re.fullmatch(r"\w+", name):
         raise AdapterError(
             f"An adapter's name may hold letters, digits and underscores. Received: {name!r}"

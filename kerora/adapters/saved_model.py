@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -21,6 +20,8 @@ from kerora.adapters.lifecycle import (
     add_adapter_to_layers,
     set_active_adapters,
 )
+
+_extended_classes: dict[tuple[type, type], type] = {}
 
 
 class AdaptedModel(keras.Model):
@@ -82,20 +83,21 @@ def extend(model: keras.Model, mixin: type[AdaptedModel], saved_as: str) -> None
     """Give a model, in place, the methods of `mixin`, saved in `.keras` files as `saved_as`."""
     if isinstance(model, mixin):
         return
-    plain: Hashable = own_class(model)
-    model.__class__ = _extended_class(plain, mixin, saved_as)
+    model.__class__ = _extended_class(own_class(model), mixin, saved_as)
 
 
-def own_class(model: keras.Model) -> type:
+def own_class(model: keras.Model) -> Any:
     """The class that the model had before it held adapters."""
     return type(model).__bases__[1] if isinstance(model, AdaptedModel) else type(model)
 
 
-@functools.cache
 def _extended_class(plain: type, mixin: type[AdaptedModel], saved_as: str) -> type:
-    extended = type(plain.__name__, (mixin, plain), {"__module__": plain.__module__})
-    # All extended classes share a registered name: `from_config` needs nothing of the class.
-    return keras.saving.register_keras_serializable("kerora", saved_as)(extended)
+    if (plain, mixin) not in _extended_classes:
+        extended = type(plain.__name__, (mixin, plain), {"__module__": plain.__module__})
+        # All extended classes share a registered name: `from_config` needs nothing of the class.
+        keras.saving.register_keras_serializable("kerora", saved_as)(extended)
+        _extended_classes[plain, mixin] = extended
+    return _extended_classes[plain, mixin]
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ class Batches(grain.IterDataset):
         epochs: How often the data is gone through; None is for ever, as `fit` with
             `steps_per_epoch` wants it.
         start: A state from `state_at`; None is the beginning.
+        rows: Which rows of the source take part; None is all of them.
 
     Example:
 
@@ -49,6 +50,7 @@ class Batches(grain.IterDataset):
         seed: int,
         epochs: int | None = 1,
         start: dict[str, Any] | None = None,
+        rows: range | None = None,
         _loader: WindowLoader | None = None,
     ):
         super().__init__()
@@ -60,7 +62,9 @@ class Batches(grain.IterDataset):
         self._epochs = epochs
         self.batch_size = batch_size
         length = reader.encoder.sequence_length
-        self._row_numbers = split_rows(len(reader.source), length, seed if shuffle else None)
+        self._rows = range(len(reader.source)) if rows is None else rows
+        windows = split_rows(len(self._rows), length, seed if shuffle else None)
+        self._row_numbers = [numbers + self._rows.start for numbers in windows]
         self._loader = _loader or WindowLoader(self._read_window, len(self._row_numbers))
         self._start = self._checked(start) if start else _beginning()
         self._earlier_counts = list(self._start["window_batches"])
@@ -81,6 +85,33 @@ class Batches(grain.IterDataset):
         """The same batches, epoch after epoch without end; the work already done is shared."""
         return self._copy(epochs=None, start=self._start)
 
+    def split(self, fraction: float) -> tuple["Batches", "Batches"]:
+        """Training batches, and validation batches of the last `fraction` of the rows.
+
+        Raises:
+            DataError: One of the two would be empty.
+        """
+        count = len(self._rows)
+        first = self._rows.start + count - round(count * fraction)
+        parts = range(self._rows.start, first), range(first, self._rows.stop)
+        if not 0 < fraction < 1 or not all(parts):
+            raise DataError(
+                f"validation_split leaves rows on both sides, of {count} rows. "
+                f"Received: {fraction}"
+            )
+        train, validation = (
+            Batches(
+                self._reader,
+                batch_size=self.batch_size,
+                shuffle=shuffle,
+                seed=self._seed,
+                epochs=self._epochs,
+                rows=part,
+            )
+            for part, shuffle in zip(parts, (self._shuffle, False), strict=True)
+        )
+        return train, validation
+
     def starting_at(self, state: dict[str, Any]) -> "Batches":
         """The same batches from a state of `state_at` on.
 
@@ -97,6 +128,7 @@ class Batches(grain.IterDataset):
             seed=self._seed,
             epochs=epochs,
             start=start if "fingerprint" in start else None,
+            rows=self._rows,
             _loader=self._loader,
         )
 
@@ -158,7 +190,7 @@ class Batches(grain.IterDataset):
         total = add_up(self._loader.counts.values())
         positions = total.packed_rows * self.sequence_length
         return DataReport(
-            total_rows=len(self._reader.source),
+            total_rows=len(self._rows),
             rows=total.rows,
             examples=total.examples,
             skipped=total.skipped,
@@ -218,7 +250,7 @@ class Batches(grain.IterDataset):
         """Of all that decides which batch comes when."""
         encoder = self._reader.encoder
         settings = [
-            len(self._reader.source),
+            [self._rows.start, self._rows.stop],
             self.batch_size,
             self._shuffle,
             self._seed,

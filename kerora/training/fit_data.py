@@ -1,0 +1,100 @@
+"""From what people pass to `fit` and `evaluate` to batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any, Literal
+
+import keras
+
+from kerora.data import Batches, DataError, make_batches
+from kerora.models.families import packing_support
+
+DEFAULT_TOKENS_PER_BATCH = 2048
+DEFAULT_UNPACKED_ROWS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """How rows become batches; the keyword arguments that `fit` has beside Keras'.
+
+    Args:
+        packing: Whether several examples share a row. Default True where the family allows it.
+        train_on: `"response"` learns the response alone where a row has one, `"all"` every token.
+        template: Layout of rows, such as `"Q: {question}\\nA: {answer}"`; None recognises fields.
+        sequence_length: Tokens in a row; None takes the preprocessor's.
+        seed: Of the order of rows.
+        on_bad_row: `"stop"` raises at a row that cannot be used, `"skip"` counts it.
+        on_long_row: What happens to rows longer than a row of the batch.
+    """
+
+    packing: bool = True
+    train_on: Literal["response", "all"] = "response"
+    template: str | None = None
+    sequence_length: int | None = None
+    seed: int = 0
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    on_long_row: Literal["truncate", "skip", "stop"] = "truncate"
+
+
+def text_batches(
+    task: keras.Model,
+    data: Any,
+    options: DataOptions,
+    *,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    **arguments: Any,
+) -> Batches:
+    """Batches of text data for a causal language model.
+
+    Args:
+        task: A KerasHub task with its preprocessor.
+        data: Whatever `kerora.data.open_source` reads.
+        options: How rows become batches.
+        batch_size: Rows in a batch. Default: as many as make 2,048 positions when packed, else 8.
+        shuffle: Whether the order is random.
+        **arguments: `y`, `sample_weight`, `class_weight` of `make_batches`.
+
+    Raises:
+        DataError: If the task has no preprocessor, or the data cannot be read.
+    """
+    preprocessor = task.preprocessor
+    if preprocessor is None:
+        raise DataError(
+            "Text needs a tokenizer, and this model's `preprocessor` is None. Attach one, or pass "
+            "token ids and a padding mask."
+        )
+    length = options.sequence_length or preprocessor.sequence_length
+    packing = options.packing and _may_pack(task, length)
+    if batch_size is None:
+        rows = DEFAULT_TOKENS_PER_BATCH // length
+        batch_size = max(1, rows) if packing else DEFAULT_UNPACKED_ROWS
+    return make_batches(
+        data,
+        preprocessor.tokenizer,
+        sequence_length=length,
+        batch_size=batch_size,
+        packing=packing,
+        train_on=options.train_on,
+        template=options.template,
+        chat_template=getattr(task, "chat_template", None),
+        shuffle=shuffle,
+        seed=options.seed,
+        on_bad_row=options.on_bad_row,
+        on_long_row=options.on_long_row,
+        add_start_token=preprocessor.add_start_token,
+        **arguments,
+    )
+
+
+def _may_pack(task: keras.Model, sequence_length: int) -> bool:
+    supported, reason = packing_support(task.backbone, sequence_length)
+    if not supported:
+        warnings.warn(
+            f"Rows are padded instead of packed: {type(task.backbone).__name__} cannot be packed, "
+            f"since {reason}. Pass `packing=False` to say so yourself.",
+            stacklevel=4,
+        )
+    return supported

@@ -1,0 +1,200 @@
+"""What one training or evaluation step computes: kerora's loss on hidden states.
+
+Within a step the model hands on hidden states in place of logits, `next_token_loss` makes the loss
+from them, and the token accuracy comes out of the same products. A loss or metric that needs the
+logits themselves takes Keras' own way, packed rows included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import keras
+from keras import ops
+
+from kerora.training.attention import training_attention
+from kerora.training.losses import TokenLoss
+from kerora.training.objective import find_head, next_token_loss
+
+Reduction = Literal["tokens", "positions", "sum"]
+_REDUCTIONS: dict[str, Reduction] = {
+    "mean_with_sample_weight": "tokens",
+    "sum_over_batch_size": "positions",
+    "mean": "positions",
+    "sum": "sum",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A next-token loss that can be had from hidden states.
+
+    Attributes:
+        reduction: Divide the summed loss by the weight of the supervised tokens ("tokens"), by
+            the number of positions ("positions", Keras' "sum_over_batch_size"), or not at all.
+        label_smoothing: Share of the target spread over the vocabulary.
+        z_loss: Weight of the squared log-partition.
+    """
+
+    reduction: Reduction = "tokens"
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """What `compile` was given, as the step needs it.
+
+    A plain object, so that Keras does not track the metrics a second time.
+
+    Attributes:
+        objective: The loss on hidden states; None where the logits themselves are asked for.
+        accuracies: The token accuracies that the objective keeps up to date.
+    """
+
+    objective: Objective | None
+    accuracies: tuple[keras.metrics.SparseCategoricalAccuracy, ...]
+
+    @classmethod
+    def read(cls, loss: Any, metrics: Sequence[Any]) -> CompiledStep:
+        """Of the arguments of `compile`."""
+        of_tokens = [isinstance(m, keras.metrics.SparseCategoricalAccuracy) for m in metrics]
+        objective = _read_objective(loss) if all(of_tokens) else None
+        return cls(objective, tuple(metrics) if objective else ())
+
+
+def _read_objective(loss: Any) -> Objective | None:
+    reduction = _REDUCTIONS.get(getattr(loss, "reduction", None) or "none")
+    if reduction is None:
+        return None
+    if isinstance(loss, TokenLoss):
+        return Objective(reduction, loss.label_smoothing, loss.z_loss)
+    if type(loss) is keras.losses.SparseCategoricalCrossentropy:
+        config = loss.get_config()
+        if config["from_logits"] and config["ignore_class"] is None:
+            return Objective(reduction)
+    return None
+
+
+class StepModel(keras.Model):
+    """Mixin of a causal language model whose steps run on hidden states and packed rows.
+
+    Expects `self.backbone`; `compile` sets `_compiled`.
+    """
+
+    _compiled: CompiledStep
+    _in_step: bool = False
+
+    def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self._in_step:
+            return super().call(inputs, *args, **kwargs)
+        with training_attention(self.backbone, inputs["padding_mask"]):
+            if self._on_hidden_states:
+                return self.backbone(inputs, training=kwargs.get("training"))
+            return super().call(inputs, *args, **kwargs)
+
+    @property
+    def _on_hidden_states(self) -> bool:
+        wanted = self._in_step and self._compiled.objective is not None
+        return wanted and find_head(self) is not None
+
+    @contextlib.contextmanager
+    def _step(self) -> Iterator[None]:
+        self._in_step = True
+        try:
+            yield
+        finally:
+            self._in_step = False
+
+    def train_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self._step():
+            return super().train_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self._step():
+            return super().test_step(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        if not self._on_hidden_states:
+            loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+            self._report_step(x, sample_weight, loss)
+            return loss
+        objective = self._compiled.objective
+        assert objective is not None
+        weights = ops.ones(ops.shape(y)) if sample_weight is None else sample_weight
+        weights = ops.cast(weights, "float32")
+        sums = next_token_loss(
+            y_pred,
+            y,
+            weights,
+            find_head(self),
+            label_smoothing=objective.label_smoothing,
+            z_loss=objective.z_loss,
+            gradient=training,
+        )
+        accuracy = sums.correct_sum / ops.maximum(sums.weight_sum, 1e-9)
+        for metric in self._compiled.accuracies:
+            keras.metrics.Mean.update_state(
+                metric, ops.stop_gradient(accuracy), ops.stop_gradient(sums.weight_sum)
+            )
+        loss = sums.loss_sum / _divisor(objective.reduction, y, sums.weight_sum)
+        for extra in self.losses:
+            loss = loss + ops.sum(ops.cast(extra, "float32"))
+        self._report_step(x, weights, loss)
+        return loss
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        if not self._on_hidden_states:
+            return super().compute_metrics(x, y, y_pred, sample_weight)
+        # Keras builds its container of metrics at their first update, which hidden states pass by.
+        container = self._compile_metrics
+        if container is not None and not container.built:
+            container.build(y, y_pred)
+        return self.get_metrics_result()
+
+    def report_steps(self) -> None:
+        """Add to the logs of every step its own loss and number of real tokens.
+
+        Keras' own `loss` is the mean since the epoch began.
+        """
+        if not hasattr(self, "step_report"):
+            self.step_report = [LatestValue("step_loss"), LatestValue("step_tokens")]
+            self.train_function = None
+            self.test_function = None
+
+    def _report_step(self, x: Any, weights: Any, loss: Any) -> None:
+        if self._in_step and hasattr(self, "step_report"):
+            of_loss, of_tokens = self.step_report
+            of_loss.update_state(ops.stop_gradient(loss))
+            real = ops.cast(ops.greater(x["padding_mask"], 0), "float32")
+            of_tokens.update_state(ops.sum(real))
+
+
+def _divisor(reduction: Reduction, labels: Any, weight_sum: Any) -> Any:
+    if reduction == "tokens":
+        return ops.maximum(weight_sum, 1e-9)
+    return ops.cast(ops.size(labels), "float32") if reduction == "positions" else 1.0
+
+
+class LatestValue(keras.metrics.Metric):
+    """A metric that is what it was last given."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, dtype="float32")
+        self.value = self.add_variable((), initializer="zeros", name="value")
+
+    def update_state(self, value: Any) -> None:
+        self.value.assign(ops.cast(value, "float32"))
+
+    def result(self) -> Any:
+        return ops.copy(self.value.value)
