@@ -102,7 +102,10 @@ class Encoder:
 
     def encode(self, row: Any, weight: float = 1.0) -> Encoded:
         """Tokenises one row. Raises `RowProblem` where it is no example."""
-        return self.encode_many([row], [weight])[0]
+        result = self.encode_many([row], [weight])[0]
+        if isinstance(result, RowProblem):
+            raise result
+        return result
 
     def encode_many(self, rows: Sequence[Any], weights: Sequence[float]) -> list[Any]:
         """Tokenises rows, quicker than one at a time.

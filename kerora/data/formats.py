@@ -5,7 +5,7 @@
 | `messages`, `conversations` | a conversation |
 | `instruction`, perhaps `context` or `input`, `response` or `output` | the instruction template |
 | `question` or `query`, and `answer` or `response` | the question template |
-| `prompt(s)` or `input`, and `response(s)`, `completion(s)` or `output` | both, joined as they are |
+| `prompt(s)` or `input`, `response(s)`, `completion(s)` or `output` | both, joined as they are |
 | `text` | plain text |
 """
 

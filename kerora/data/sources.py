@@ -153,6 +153,8 @@ def _open(data: Any) -> Source:
 
 
 def _open_mapping(data: Mapping[str, Any]) -> Source:
+    if not data:
+        raise DataError("The dict of columns is empty.")
     if "train" in data and type(data).__name__.endswith("DatasetDict"):
         return _open(data["train"])
     if type(data).__name__.endswith("DatasetDict"):
@@ -164,8 +166,6 @@ def _open_mapping(data: Mapping[str, Any]) -> Source:
             "A dict of data holds one list per field, all equally long. "
             f"Received: {_describe(data)}"
         )
-    if not data:
-        raise DataError("The dict of columns is empty.")
     return ColumnSource(data)
 
 
@@ -220,13 +220,20 @@ def _open_tfds(name: str) -> Source:
     if not dataset or not split:
         raise DataError(f"Expected 'tfds:NAME/SPLIT', such as 'tfds:gsm8k/train', not {name!r}.")
     try:
-        rows = tfds.data_source(dataset, split=split)
-    except NotImplementedError:
-        # Only sets stored as ArrayRecord can be read by index.
-        return spool(iter(tfds.as_numpy(tfds.load(dataset, split=split))), f"tfds:{name}", plain)
-    except Exception as error:  # tfds raises many types for an unknown name, split or folder
-        raise DataError(f"Cannot open 'tfds:{name}': {error}") from error
-    return SequenceSource(rows, f"tfds:{name}")
+        return SequenceSource(tfds.data_source(dataset, split=split), f"tfds:{name}")
+    except Exception as error:  # tfds raises many types for an unknown name, split or format
+        stream = _prepared_tfds(tfds, dataset, split)
+        if stream is None:
+            raise DataError(f"Cannot open 'tfds:{name}': {error}") from error
+    return spool(stream, f"tfds:{name}", plain)
+
+
+def _prepared_tfds(tfds: Any, dataset: str, split: str) -> Any:
+    """A set on disk in a format without an index, such as TFRecord; None if there is none."""
+    try:
+        return iter(tfds.as_numpy(tfds.load(dataset, split=split, download=False)))
+    except Exception:
+        return None
 
 
 def _describe(data: Any) -> str:

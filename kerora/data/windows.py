@@ -141,9 +141,7 @@ def _advice(row: BadRow, long: bool) -> str:
     if long:
         advice = "raise sequence_length, or pass on_long_row='truncate' or 'skip'"
     else:
-        advice = (
-            "mend or remove the row, or pass on_bad_row='skip' to count and leave out such rows"
-        )
+        advice = "mend or remove the row, or pass on_bad_row='skip' to count and drop such rows"
     return f"{row}. What to do: {advice}."
 
 

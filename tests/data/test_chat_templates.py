@@ -1,0 +1,136 @@
+import json
+
+import pytest
+
+from kerora.data.chat import (
+    CHATML,
+    GEMMA,
+    LLAMA3,
+    PLAIN,
+    ChatTemplate,
+    built_in_chat_template,
+    read_chat_template,
+)
+from kerora.data.errors import DataError, RowProblem
+from kerora.data.formats import Message
+
+TALK = [
+    Message("system", "Be short."),
+    Message("user", "Hi"),
+    Message("assistant", "Hello."),
+    Message("user", "Bye"),
+    Message("assistant", "See you."),
+]
+TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": ""}
+
+
+@pytest.mark.parametrize(
+    ("source", "answers"),
+    [
+        (GEMMA, ["Hello.<end_of_turn>", "See you.<end_of_turn>"]),
+        (CHATML, ["Hello.<|im_end|>", "See you.<|im_end|>"]),
+        (LLAMA3, ["Hello.<|eot_id|>", "See you.<|eot_id|>"]),
+        (PLAIN, ["Hello.<eos>", "See you.<eos>"]),
+    ],
+)
+def test_only_the_assistants_turns_are_learned(source, answers):
+    template = ChatTemplate(source, TOKENS)
+    text, spans = template.render_with_spans(TALK)
+    assert [text[start:end] for start, end in spans] == answers
+    assert text == template.render(TALK)
+    # What stands before an answer is what generation starts from.
+    for (start, _), turns in zip(spans, (2, 4), strict=True):
+        assert text[:start] == template.render(TALK[:turns], add_generation_prompt=True)
+
+
+def test_built_in_templates_are_written_as_the_models_write_them():
+    talk = TALK[1:3]
+    assert ChatTemplate(GEMMA, TOKENS).render(talk) == (
+        "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n"
+    )
+    assert ChatTemplate(CHATML).render(talk) == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
+    )
+    assert ChatTemplate(LLAMA3, TOKENS).render(talk, add_generation_prompt=True) == (
+        "<bos><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    # Gemma knows no system turn: the text goes before the first question.
+    assert "user\nBe short.\n\nHi<end" in ChatTemplate(GEMMA, TOKENS).render(TALK)
+
+
+@pytest.mark.parametrize(
+    ("mark", "source"),
+    [("<start_of_turn>", GEMMA), ("<|im_start|>", CHATML), ("<|start_header_id|>", LLAMA3)],
+)
+def test_the_built_in_template_follows_the_vocabulary(mark, source):
+    assert built_in_chat_template(lambda token: token == mark) == source
+    assert built_in_chat_template(lambda token: False) == PLAIN
+
+
+def test_generation_blocks_say_what_is_learned():
+    template = ChatTemplate(
+        "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}",
+        TOKENS,
+    )
+    text, spans = template.render_with_spans(TALK)
+    assert [text[start:end] for start, end in spans] == ["Hello.<eos>", "See you.<eos>"]
+    assert text == template.render(TALK)
+    assert text.isprintable()
+
+
+def test_a_template_that_changes_earlier_turns_is_refused():
+    forgets = "{% for m in messages %}{% if loop.last %}{{ m.content }}{% endif %};{% endfor %}"
+    with pytest.raises(RowProblem, match=r"inconsistent.*generation"):
+        ChatTemplate(forgets).render_with_spans(TALK)
+
+
+def test_tools_and_json_reach_the_template():
+    template = ChatTemplate("{% if tools %}{{ tools | tojson }}{% endif %}")
+    assert template.render(TALK, tools=[{"name": "é<"}]) == '[{"name": "é<"}]'
+    assert (
+        ChatTemplate("{{ messages[0].tool_calls[0].x }}").render(
+            [Message("assistant", "", {"tool_calls": [{"x": 3}]})]
+        )
+        == "3"
+    )
+
+
+def test_a_template_may_refuse_a_conversation():
+    with pytest.raises(RowProblem, match="no system role"):
+        ChatTemplate("{{ raise_exception('no system role') }}").render(TALK)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ cycler.__init__.__globals__.os.system('true') }}",
+        "{{ raise_exception.__globals__.json }}",
+        "{% for i in range(10**9) %}{% endfor %}",
+    ],
+)
+def test_templates_are_sandboxed(source):
+    with pytest.raises(RowProblem, match="refused by the chat template"):
+        ChatTemplate(source).render(TALK)
+
+
+def test_a_template_that_is_no_jinja_is_refused():
+    with pytest.raises(DataError, match="not valid Jinja"):
+        ChatTemplate("{% for %}")
+
+
+def test_templates_are_read_from_a_models_folder(tmp_path):
+    assert read_chat_template(tmp_path) is None
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": "one"}))
+    assert read_chat_template(tmp_path) == "one"
+    several = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "two"}]
+    config.write_text(json.dumps({"chat_template": several}))
+    assert read_chat_template(tmp_path) == "two"
+    (tmp_path / "chat_template.jinja").write_text("three")
+    assert read_chat_template(tmp_path) == "three"

@@ -1,0 +1,90 @@
+import pytest
+
+from kerora.data.errors import RowProblem
+from kerora.data.formats import Example, Message, read_example
+
+TALK = (Message("user", "a"), Message("assistant", "b"))
+
+
+@pytest.mark.parametrize(
+    ("row", "example"),
+    [
+        ("text", Example(None, "text")),
+        ({"text": "t", "id": 3}, Example(None, "t")),
+        (
+            {"instruction": "I", "response": "R"},
+            Example("Instruction:\nI\n\nResponse:\n", "R"),
+        ),
+        (
+            {"instruction": "I", "context": "", "response": "R"},
+            Example("Instruction:\nI\n\nResponse:\n", "R"),
+        ),
+        (
+            {"instruction": "I", "input": "C", "output": "R"},
+            Example("Instruction:\nI\n\nContext:\nC\n\nResponse:\n", "R"),
+        ),
+        ({"question": "Q", "answer": 4}, Example("Question:\nQ\n\nAnswer:\n", "4")),
+        ({"query": "Q", "response": "A"}, Example("Question:\nQ\n\nAnswer:\n", "A")),
+        ({"prompt": "P", "completion": "C"}, Example("P", "C")),
+        ({"prompt": "P", "response": "C"}, Example("P", "C")),
+        ({"prompts": "P", "responses": "C"}, Example("P", "C")),
+        ({"input": "P", "output": "C"}, Example("P", "C")),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            Example(messages=TALK),
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            Example(messages=TALK),
+        ),
+        (
+            [
+                {"role": "user", "content": [{"type": "text", "text": "a"}]},
+                {"role": "assistant", "content": "b"},
+            ],
+            Example(messages=TALK),
+        ),
+    ],
+)
+def test_fields_are_recognised(row, example):
+    assert read_example(row) == example
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "detail"),
+    [
+        (7, "not a record", "int"),
+        (None, "not a record", "NoneType"),
+        ("  ", "empty field", "text"),
+        (b"caf\xe9", "wrong encoding", "UTF-8"),
+        ("half \ud800", "wrong encoding", "surrogate"),
+        ({"prompt": "P", "response": ""}, "empty response", "response"),
+        ({"prompt": "P", "response": None}, "empty response", "response"),
+        ({"prompt": "P", "response": " \n"}, "empty response", "response"),
+        ({"instruction": "", "response": "R"}, "empty field", "instruction"),
+        ({"prompt": {"a": 1}, "response": "R"}, "not text", "dict"),
+        ({"instruction": "I"}, "missing field", "without one of"),
+        ({"question": "I", "context": "c"}, "missing field", "without one of"),
+        ({"a": "x", "b": "y"}, "unknown fields", r"\['a', 'b'\].*instruction.*template="),
+        ({"prompt": "x"}, "unknown fields", r"template="),
+        ([], "empty field", "without messages"),
+        ([{"role": "user", "content": "a"}], "missing field", "assistant"),
+        ([{"role": "assistant", "content": ""}], "empty response", "empty"),
+        (["a"], "not a conversation", "str"),
+        ([{"role": "assistant"}], "missing field", "role"),
+        ([{"role": "assistant", "content": [{"type": "image"}]}], "not text", "parts"),
+    ],
+)
+def test_bad_rows_have_a_reason(row, reason, detail):
+    import re
+
+    with pytest.raises(RowProblem) as caught:
+        read_example(row)
+    assert caught.value.reason == reason
+    assert re.search(detail, caught.value.detail), caught.value.detail
+
+
+def test_a_prompt_alone_needs_no_response():
+    assert read_example({"question": "Q"}, answered=False).prompt == "Question:\nQ\n\nAnswer:\n"
+    assert read_example({"prompt": "P", "response": "R"}, answered=False) == Example("P", "")
+    assert read_example([{"role": "user", "content": "a"}], answered=False).messages == TALK[:1]
