@@ -96,8 +96,7 @@ class Batches(grain.IterDataset):
         parts = range(self._rows.start, first), range(first, self._rows.stop)
         if not 0 < fraction < 1 or not all(parts):
             raise DataError(
-                f"validation_split leaves rows on both sides, of {count} rows. "
-                f"Received: {fraction}"
+                f"validation_split leaves rows on both sides, of {count} rows. Received: {fraction}"
             )
         train, validation = (
             Batches(

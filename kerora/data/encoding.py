@@ -192,6 +192,16 @@ class Encoder:
             raise LongRow("prompt too long", f"the response starts after {size} tokens")
         return ids[:size], learned[:size]
 
+    def response_text(self, row: Any) -> str:
+        """The text that a row wants in answer: its response, or the last assistant message.
+
+        Raises:
+            RowProblem: The row is no example.
+        """
+        example = self._read(row)
+        answers = [turn.content for turn in example.messages if turn.role == "assistant"]
+        return answers[-1] if answers else example.response
+
     def encode_prompt(self, prompt: Any) -> np.ndarray:
         """The tokens that generation starts from, equal to those that training saw.
 

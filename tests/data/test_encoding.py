@@ -68,6 +68,12 @@ def test_generation_starts_from_what_training_saw(template, row):
     assert to_text(prompt) == "<bos>" + encodes.prompt_text(row).removeprefix("<bos>")
 
 
+def test_the_text_that_is_wanted_in_answer():
+    assert encoder().response_text(ROW) == "4"
+    assert encoder(template="chat").response_text(ROW) == "4"
+    assert encoder().response_text(TALK) == "See you."
+
+
 def test_a_prompt_may_be_text():
     assert to_text(encoder().encode_prompt("abc")) == "<bos>abc"
     chat = encoder(template="chat").encode_prompt("abc")

@@ -1,0 +1,96 @@
+import io
+
+import pytest
+
+from kerora.data.encoding import Encoder
+from kerora.data.tokenization import TextTokenizer
+
+TEXT = ["the quick brown fox jumps over the lazy dog", "what is the answer", "the answer is a fox"]
+
+
+def sentence_piece(add_dummy_prefix: bool):
+    """A KerasHub SentencePiece tokenizer, with or without the space that Llama's puts first."""
+    import sentencepiece
+    from keras_hub.tokenizers import SentencePieceTokenizer
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT * 20),
+        model_writer=model,
+        vocab_size=300,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        add_dummy_prefix=add_dummy_prefix,
+        normalization_rule_name="identity",
+        user_defined_symbols=["<start_of_turn>", "<end_of_turn>"],
+        control_symbols=["<|mark|>"],
+        minloglevel=2,
+    )
+    return SentencePieceTokenizer(model.getvalue())
+
+
+def byte_pair():
+    """A KerasHub byte-pair tokenizer whose marks are in the vocabulary but not unsplittable."""
+    from keras_hub.tokenizers import BytePairTokenizer
+
+    pieces = [chr(code) for code in range(33, 127)] + ["Ġ", "Ċ", "th", "the", "<|im_start|>"]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    return BytePairTokenizer(vocabulary, ["t h", "th e"])
+
+
+@pytest.mark.parametrize("add_dummy_prefix", [True, False])
+def test_joined_pieces_read_as_the_joined_text(add_dummy_prefix):
+    tokenizer = sentence_piece(add_dummy_prefix)
+    text = TextTokenizer(tokenizer)
+    first = text.texts(["what is\n"])[0]
+    second = text.continuations(["the answer"])[0]
+    joined = [*first, *second]
+    assert tokenizer.detokenize([joined])[0] == "what is\nthe answer"
+    # A text on its own keeps what the tokenizer does to it, for generation sees that too.
+    assert list(first) == list(tokenizer(["what is\n"])[0])
+
+
+@pytest.mark.parametrize("add_dummy_prefix", [True, False])
+def test_marks_are_single_tokens_even_where_the_tokenizer_splits_them(add_dummy_prefix):
+    tokenizer = sentence_piece(add_dummy_prefix)
+    mark = tokenizer.token_to_id("<|mark|>")
+    assert mark not in list(tokenizer(["a<|mark|>b"])[0])
+    ids = TextTokenizer(tokenizer).marked_text("the<|mark|>fox<start_of_turn>dog", first=True)
+    assert ids.count(mark) == 1
+    assert ids.count(tokenizer.token_to_id("<start_of_turn>")) == 1
+    pieces = [tokenizer.id_to_token(index) for index in ids]
+    assert "".join(pieces).removeprefix("▁") == "the<|mark|>fox<start_of_turn>dog"
+
+
+def test_byte_pair_marks_are_single_tokens():
+    tokenizer = byte_pair()
+    text = TextTokenizer(tokenizer)
+    mark = tokenizer.vocabulary["<|im_start|>"]
+    assert mark not in list(tokenizer(["<|im_start|>the"])[0])
+    assert text.marked_text("<|im_start|>the\n", first=True) == [
+        mark,
+        tokenizer.vocabulary["the"],
+        tokenizer.vocabulary["Ċ"],
+    ]
+    assert text.mark_id("<|im_end|>") is None
+    assert text.mark_id("<unknown>") is None
+
+
+def test_the_fast_path_gives_the_tokenizers_own_ids(monkeypatch):
+    """Fails where KerasHub renames the private objects: then only the slow path is left."""
+    for tokenizer in (sentence_piece(False), byte_pair()):
+        expected = [list(map(int, ids)) for ids in tokenizer(TEXT)]
+        text = TextTokenizer(tokenizer)
+        monkeypatch.setattr(type(tokenizer), "__call__", None)
+        assert [list(ids) for ids in text.texts(TEXT)] == expected
+        monkeypatch.undo()
+
+
+def test_a_vocabulary_with_chatml_marks_gets_that_template():
+    tokenizer = byte_pair()
+    tokenizer.start_token_id = tokenizer.end_token_id = tokenizer.pad_token_id = None
+    encoder = Encoder(tokenizer, sequence_length=64)
+    text = encoder.prompt_text([{"role": "user", "content": "the"}])
+    assert text == "<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n"
+    assert encoder.stop_token_ids == ()
