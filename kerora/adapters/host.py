@@ -3,19 +3,25 @@
 The host layer keeps its identity, its path and its untouched base weights. Its class becomes a
 subclass that adds the active adapters to the layer's own output, and each adapter is tracked as a
 child layer, so that saving, optimizers and `summary()` see ordinary variables.
+
+A copy made from an adapted layer's config (`from_config`, `keras.models.clone_model`) is the base
+layer, without adapters.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 
 from kerora.adapters.config import LoraConfig
+from kerora.adapters.contraction import merging_is_cheaper
 from kerora.adapters.errors import AdapterError
 from kerora.adapters.factorization import layer_equation, layer_kernel_shape
+from kerora.adapters.int8_head import int8_logits, is_int8_head
 from kerora.adapters.lora import EmbeddingLora, LinearLora, LoraAdapter
 
 HOST_TYPES = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Embedding)
@@ -30,8 +36,12 @@ class _Host(keras.layers.Layer):
         active_adapters: Names of those that take part in the forward pass.
     """
 
-    adapter_names: tuple[str, ...]
-    active_adapters: tuple[str, ...]
+    adapter_names: tuple[str, ...] = ()
+    active_adapters: tuple[str, ...] = ()
+
+    @classmethod
+    def from_config(cls, config):
+        return _base_class(cls).from_config(config)
 
     def quantize(self, mode=None, *args, **kwargs):
         raise AdapterError(
@@ -51,12 +61,20 @@ class _Host(keras.layers.Layer):
 
 class _LinearHost(_Host):
     def _call_adapted(self, base_call, inputs, *args, **kwargs):
+        adapters = [get_adapter(self, name) for name in self.active_adapters]
+        if merging_is_cheaper(self, adapters, inputs):
+            with _attribute_replaced(self, "_kernel", _sum_kernel(self, adapters)):
+                return base_call(inputs, *args, **kwargs)
         # The delta belongs before the activation, which the layer's own call ends with.
-        with _attribute_set_aside(self, "activation") as activation:
+        with _attribute_replaced(self, "activation", None) as activation:
             outputs = base_call(inputs, *args, **kwargs)
-        for name in self.active_adapters:
-            outputs = outputs + keras.ops.cast(get_adapter(self, name)(inputs), outputs.dtype)
+        for adapter in adapters:
+            outputs = outputs + keras.ops.cast(adapter(inputs), outputs.dtype)
         return outputs if activation is None else activation(outputs)
+
+
+def _sum_kernel(layer, adapters):
+    return functools.reduce(keras.ops.add, [a.delta() for a in adapters], layer.kernel)
 
 
 class _EmbeddingHost(_Host):
@@ -64,45 +82,71 @@ class _EmbeddingHost(_Host):
 
     def _call_adapted(self, base_call, inputs, *args, reverse=False, **kwargs):
         if not reverse:
-            outputs = base_call(inputs, *args, **kwargs)
-            for name in self.active_adapters:
-                outputs = outputs + keras.ops.cast(get_adapter(self, name)(inputs), outputs.dtype)
-            return outputs
-        if not self.tie_weights:
-            return base_call(inputs, *args, reverse=True, **kwargs)
+            return self._lookup(base_call, inputs, *args, **kwargs)
         # The delta belongs before the soft cap, which the layer's own call ends with.
-        with _attribute_set_aside(self, "logit_soft_cap") as cap:
-            logits = base_call(inputs, *args, reverse=True, **kwargs)
-        for name in self.active_adapters:
+        with _attribute_replaced(self, "logit_soft_cap", None) as cap:
+            if is_int8_head(self):
+                logits = int8_logits(self, base_call, inputs)
+            else:
+                logits = base_call(inputs, *args, reverse=True, **kwargs)
+        for name in self.active_adapters if self.tie_weights else ():
             delta = get_adapter(self, name)(inputs, reverse=True)
             logits = logits + keras.ops.cast(delta, logits.dtype)
         return logits if cap is None else keras.ops.tanh(logits / cap) * cap
 
+    def _lookup(self, base_call, inputs, *args, **kwargs):
+        base = base_call(inputs, *args, **kwargs)
+        outputs = base
+        for name in self.active_adapters:
+            outputs = outputs + keras.ops.cast(get_adapter(self, name)(inputs), outputs.dtype)
+        # A ReversibleEmbedding hands its padding mask on as an attribute of what it returns.
+        mask = getattr(base, "_keras_mask", None)
+        if mask is not None:
+            outputs._keras_mask = mask
+        return outputs
+
 
 @contextlib.contextmanager
-def _attribute_set_aside(layer: keras.layers.Layer, name: str) -> Iterator:
-    value = getattr(layer, name, None)
-    if value is None:
+def _attribute_replaced(layer: keras.layers.Layer, name: str, value: object) -> Iterator:
+    own = getattr(layer, name, None)
+    if own is None:
         yield None
         return
-    setattr(layer, name, None)
+    setattr(layer, name, value)
     try:
-        yield value
+        yield own
     finally:
-        setattr(layer, name, value)
+        setattr(layer, name, own)
 
 
 @functools.cache
-def _host_class(base: type) -> type[_Host]:
+def _host_class(base: Any) -> type[_Host]:
     mixin = _EmbeddingHost if issubclass(base, keras.layers.Embedding) else _LinearHost
     # Under the base's own name and module the layer serialises as what it was: adapters are
     # restored by whoever holds them, not by each layer's config.
     return type(base.__name__, (mixin, base), {"__module__": base.__module__})
 
 
+def _base_class(host_class: type[_Host]) -> type[keras.layers.Layer]:
+    return host_class.__bases__[1]
+
+
 def is_host(layer: keras.layers.Layer) -> bool:
     """Whether the layer holds at least one adapter."""
-    return isinstance(layer, _Host)
+    return isinstance(layer, _Host) and bool(layer.adapter_names)
+
+
+def become_host(layer: keras.layers.Layer) -> None:
+    """Make a layer ready to hold adapters; without any it computes what it did."""
+    if not isinstance(layer, _Host):
+        base: Any = type(layer)
+        layer.__class__ = _host_class(base)
+
+
+def become_base(layer: keras.layers.Layer) -> None:
+    """Undo `become_host` on a layer that holds no adapter."""
+    if isinstance(layer, _Host) and not layer.adapter_names:
+        layer.__class__ = _base_class(type(layer))
 
 
 def get_adapter(layer: keras.layers.Layer, name: str) -> LoraAdapter:
@@ -139,11 +183,7 @@ def attach(layer: keras.layers.Layer, config: LoraConfig, name: str, path: str) 
         for part in path.split("/"):
             scopes.enter_context(keras.name_scope(part))
         adapter.build()
-    if not is_host(layer):
-        base: Hashable = type(layer)
-        layer.__class__ = _host_class(base)
-        layer.adapter_names = ()
-        layer.active_adapters = ()
+    become_host(layer)
     with _unlocked(layer):
         setattr(layer, adapter_name, adapter)
     layer.adapter_names = (*layer.adapter_names, name)
@@ -160,7 +200,7 @@ def detach(layer: keras.layers.Layer, name: str) -> None:
     layer.active_adapters = tuple(n for n in layer.active_adapters if n != name)
     if not layer.adapter_names:
         del layer.adapter_names, layer.active_adapters
-        layer.__class__ = type(layer).__bases__[1]
+        become_base(layer)
 
 
 def _check_host(layer: keras.layers.Layer, name: str, path: str) -> None:

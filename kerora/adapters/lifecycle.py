@@ -9,11 +9,13 @@ from collections.abc import Iterator
 import keras
 from keras import ops
 
+from kerora.adapters.compiled import compiled_functions_set_aside, forget_compiled_functions
 from kerora.adapters.config import LoraConfig
 from kerora.adapters.errors import AdapterError
-from kerora.adapters.host import attach, detach, get_adapter, is_host
+from kerora.adapters.host import attach, become_base, become_host, detach, get_adapter, is_host
+from kerora.adapters.int8_head import is_int8_head
 from kerora.adapters.lora import EmbeddingLora
-from kerora.adapters.targets import Candidate, candidates, select
+from kerora.adapters.targets import Candidate, candidates, select, sublayers
 
 DEFAULT_NAME = "default"
 
@@ -22,7 +24,7 @@ def add_adapter_to_layers(
     model: keras.layers.Layer, config: LoraConfig, name: str = DEFAULT_NAME
 ) -> None:
     """Attach an adapter to the layers that `config` targets, and freeze the rest."""
-    if not re.fullmatch(r"\w+", name):
+    if not re.fullmatch(r"\w+", name, re.ASCII):
         raise AdapterError(
             f"An adapter's name may hold letters, digits and underscores. Received: {name!r}"
         )
@@ -32,10 +34,13 @@ def add_adapter_to_layers(
         for target in select(model, config.targets, config.exclude):
             attach(target.layer, config, name, target.path)
             attached.append(target)
-    except AdapterError:
+    except BaseException:
         for target in attached:
             detach(target.layer, name)
         raise
+    for layer, _ in sublayers(model):
+        if is_int8_head(layer):
+            become_host(layer)
     if first:
         _freeze(model)
     _set_bias_trainable(model, config, [target.layer for target in attached])
@@ -58,7 +63,10 @@ def adapter_configs(model: keras.layers.Layer) -> dict[str, LoraConfig]:
 
 
 def set_active_adapters(model: keras.Model, names: tuple[str, ...] | list[str]) -> None:
-    """Let just the adapters `names` take part in the forward pass (none for an empty list).
+    """Let just the adapters `names` take part in the forward pass and in training.
+
+    An empty list leaves the base alone (but biases that an adapter trained keep their values). An
+    optimizer that was built loses its state, because other variables train from now on.
 
     Raises:
         AdapterError: For a name that the model does not hold.
@@ -67,36 +75,41 @@ def set_active_adapters(model: keras.Model, names: tuple[str, ...] | list[str]) 
     for name in names:
         if name not in known:
             raise AdapterError(f"No adapter named {name!r}. This model holds: {list(known)}")
-    for candidate in candidates(model):
-        if is_host(candidate.layer):
-            held = candidate.layer.adapter_names
-            candidate.layer.active_adapters = tuple(n for n in held if n in names)
+    for host in _hosts(model):
+        host.active_adapters = tuple(n for n in host.adapter_names if n in names)
+        for name in host.adapter_names:
+            for variable in get_adapter(host, name).weights:
+                variable.trainable = name in names
     forget_compiled_functions(model)
 
 
 @contextlib.contextmanager
 def disabled_adapters(model: keras.Model) -> Iterator[None]:
-    """Within this context the model is its base."""
-    hosts = [c.layer for c in candidates(model) if is_host(c.layer)]
+    """Within this context the model is its base, for inference (biases that were trained stay).
+
+    It may be entered while `fit` runs, in a callback.
+    """
+    hosts = _hosts(model)
     before = [host.active_adapters for host in hosts]
-    set_active_adapters(model, ())
-    try:
-        yield
-    finally:
-        for host, names in zip(hosts, before, strict=True):
-            host.active_adapters = names
-        forget_compiled_functions(model)
+    with compiled_functions_set_aside(model):
+        for host in hosts:
+            host.active_adapters = ()
+        try:
+            yield
+        finally:
+            for host, names in zip(hosts, before, strict=True):
+                host.active_adapters = names
 
 
 def remove_adapter(model: keras.Model, name: str = DEFAULT_NAME) -> None:
-    """Take the adapter `name` out of the model.
+    """Take the adapter `name` out of the model. The base stays frozen (`model.trainable = True`).
 
     Raises:
         AdapterError: For a name that the model does not hold.
     """
     for target in _held(model, name):
         detach(target.layer, name)
-    forget_compiled_functions(model)
+    _after_removal(model)
 
 
 def merge_adapter(model: keras.Model, name: str = DEFAULT_NAME) -> None:
@@ -118,25 +131,9 @@ def merge_adapter(model: keras.Model, name: str = DEFAULT_NAME) -> None:
         adapter = get_adapter(target.layer, name)
         is_table = isinstance(adapter, EmbeddingLora)
         kernel = target.layer._embeddings if is_table else target.layer._kernel
-        total = ops.cast(kernel, "float32") + ops.convert_to_tensor(adapter.delta_kernel())
-        kernel.assign(ops.cast(total, kernel.dtype))
+        kernel.assign(ops.cast(ops.cast(kernel, "float32") + adapter.delta(), kernel.dtype))
         detach(target.layer, name)
-    forget_compiled_functions(model)
-
-
-def forget_compiled_functions(model: keras.Model) -> None:
-    """Make the model trace its step functions anew, and its optimizer forget other variables.
-
-    A traced TensorFlow function and a compiled JAX one would go on without the adapter.
-    """
-    for function in ("train_function", "test_function", "predict_function", "generate_function"):
-        if getattr(model, function, None) is not None:
-            setattr(model, function, None)
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is not None and optimizer.built:
-        known = {id(v) for v in optimizer._trainable_variables}
-        if known != {id(v) for v in model.trainable_variables}:
-            model.optimizer = type(optimizer).from_config(optimizer.get_config())
+    _after_removal(model)
 
 
 def _held(model: keras.Model, name: str) -> list[Candidate]:
@@ -147,20 +144,34 @@ def _held(model: keras.Model, name: str) -> list[Candidate]:
     return held
 
 
+def _hosts(model: keras.Model) -> list[keras.layers.Layer]:
+    return [c.layer for c in candidates(model) if is_host(c.layer)]
+
+
+def _after_removal(model: keras.Model) -> None:
+    if not _hosts(model):
+        for layer, _ in sublayers(model):
+            become_base(layer)
+    forget_compiled_functions(model)
+
+
 def _freeze(model: keras.Model) -> None:
     # Layers stay trainable and variables are frozen one by one: a layer that is not trainable
     # would hide the adapters below it.
     model.trainable = True
     adapter_variables = {
         id(variable)
-        for c in candidates(model)
-        if is_host(c.layer)
-        for name in c.layer.adapter_names
-        for variable in get_adapter(c.layer, name).weights
+        for host in _hosts(model)
+        for name in host.adapter_names
+        for variable in get_adapter(host, name).weights
     }
     for variable in model.weights:
         if id(variable) not in adapter_variables:
             variable.trainable = False
+    for layer, _ in sublayers(model):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            # Its moving statistics would go on changing with every batch.
+            layer.trainable = False
 
 
 def _set_bias_trainable(

@@ -46,8 +46,8 @@ class LoraAdapter(keras.layers.Layer):
         """Number of values in A and B."""
         return math.prod(self.kernel_a.shape) + math.prod(self.kernel_b.shape)
 
-    def delta_kernel(self) -> np.ndarray:
-        """`A·B · alpha / rank` in float32, in the layout of the adapted kernel."""
+    def delta(self):
+        """The tensor `A·B · alpha / rank` in the layout of the adapted kernel."""
         raise NotImplementedError
 
 
@@ -89,9 +89,8 @@ class LinearLora(LoraAdapter):
         narrow = ops.einsum(self.factorization.down, inputs, self.kernel_a)
         return ops.einsum(self.factorization.up, narrow * self.config.scale, self.kernel_b)
 
-    def delta_kernel(self) -> np.ndarray:
-        a, b = (ops.convert_to_numpy(v).astype("float32") for v in (self.kernel_a, self.kernel_b))
-        return np.einsum(self.factorization.join, a, b) * np.float32(self.config.scale)
+    def delta(self):
+        return ops.einsum(self.factorization.join, self.kernel_a * self.config.scale, self.kernel_b)
 
 
 class EmbeddingLora(LoraAdapter):
@@ -135,9 +134,8 @@ class EmbeddingLora(LoraAdapter):
             rows = self.dropout(rows)
         return ops.matmul(rows * self.config.scale, self.kernel_b)
 
-    def delta_kernel(self) -> np.ndarray:
-        a, b = (ops.convert_to_numpy(v).astype("float32") for v in (self.kernel_a, self.kernel_b))
-        return (a @ b) * np.float32(self.config.scale)
+    def delta(self):
+        return ops.matmul(self.kernel_a * self.config.scale, self.kernel_b)
 
 
 def _random_generator() -> np.random.Generator:

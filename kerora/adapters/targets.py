@@ -24,8 +24,18 @@ QUERY_VALUE_NAMES = (
     "in_proj_qkv",
     "receptance",
 )
-_ROUTER_NAMES = ("router_dense", "sparse_feedforward_gate_dense")
-_NOT_TEXT = ("vision", "image", "vit", "audio")
+# Small heads that steer rather than project: routers, gates of one expert, mixing coefficients.
+_NOT_PROJECTIONS = (
+    "router_dense",
+    "router_gate",
+    "modality_router",
+    "sparse_feedforward_gate_dense",
+    "shared_expert_gate",
+    "shared_expert_gate_dense",
+    "correction_coefs",
+    "prediction_coefs",
+)
+_TOWERS = ("vision", "image", "vit", "audio", "qformer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,11 +156,11 @@ def _matches(pattern: str, candidate: Candidate) -> bool:
 
 def _is_linear(candidate: Candidate) -> bool:
     layer = candidate.layer
-    return not isinstance(layer, keras.layers.Embedding) and layer.name not in _ROUTER_NAMES
+    return not isinstance(layer, keras.layers.Embedding) and layer.name not in _NOT_PROJECTIONS
 
 
 def _is_text(candidate: Candidate) -> bool:
-    return not any(word in name for name in candidate.inside for word in _NOT_TEXT)
+    return not any(word in _TOWERS for name in candidate.inside for word in name.split("_"))
 
 
 def _names(everything: list[Candidate]) -> str:
