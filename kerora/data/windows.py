@@ -4,7 +4,9 @@ A thread prepares the next window while the batches of one are trained on, so th
 bounded by a few windows and the device does not wait.
 """
 
+import atexit
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,6 +24,17 @@ _MOST_ROWS = 16_384
 _MOST_TOKENS = 1 << 24
 _ROWS_AT_ONCE = 512
 _CACHE_BYTES = 1 << 26
+
+_exiting = threading.Event()
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_threads() -> None:
+    # A daemon thread that Python ends inside a tokenizer's C++ code aborts the process.
+    _exiting.set()
+    for thread in list(_threads):
+        thread.join()
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,8 @@ class WindowReader:
         skipped: dict[str, int] = {}
         shown: list[str] = []
         for start in range(0, len(indices), _ROWS_AT_ONCE):
+            if _exiting.is_set():
+                raise DataError("The process is ending.")
             part = indices[start : start + _ROWS_AT_ONCE].tolist()
             rows = [self._row(index) for index in part]
             weights = [self._weight(index) for index in part]
@@ -182,8 +197,9 @@ class WindowLoader:
         future = self._pending.get(number)
         if future is None:
             future = self._pending[number] = Future()
-            # A daemon thread does not hold up the end of the process, as a pool's would.
+            # The end of the process waits for other threads before it can tell them to stop.
             work = threading.Thread(target=self._work, args=(number, future), daemon=True)
+            _threads.add(work)
             work.start()
         return future
 
