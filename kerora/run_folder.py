@@ -1,0 +1,176 @@
+"""The folder of a run: one recipe, one process at a time, each file whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kerora.recipe import Recipe
+
+
+class RunError(ValueError):
+    """A run that cannot be started or continued."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Where the files of a run lie."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def validation(self) -> Path:
+        return self.path / "validation.jsonl"
+
+    @property
+    def before(self) -> Path:
+        return self.path / "before.json"
+
+    @property
+    def plot(self) -> Path:
+        return self.path / "loss.png"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.md"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+
+@contextlib.contextmanager
+def open_run_folder(path: str | os.PathLike[str], recipe: Recipe) -> Iterator[RunFolder]:
+    """The folder of a new run, or of one that is continued; locked while it is open.
+
+    Raises:
+        RunError: It cannot be written, another process runs in it, or it belongs to another recipe
+            (the message shows the keys that differ).
+    """
+    folder = RunFolder(Path(path))
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = open(folder.path / ".lock", "w")  # noqa: SIM115 - held while the run lasts
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"{folder.path}: this run folder cannot be written: {reason}") from None
+    with lock:
+        _lock(lock, folder.path)
+        if folder.recipe.exists():
+            _check_same(recipe, folder)
+        else:
+            text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+            write_whole(folder.recipe, text)
+        yield folder
+
+
+def _lock(file: Any, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(f"{path}: another kerora process is running in this folder") from None
+
+
+def _check_same(recipe: Recipe, folder: RunFolder) -> None:
+    try:
+        before = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise RunError(f"{folder.recipe} cannot be read: {error}") from None
+    there, here = _flat(before), _flat(recipe.model_dump())
+    missing = object()
+    keys = [k for k in {**there, **here} if there.get(k, missing) != here.get(k, missing)]
+    if keys:
+        lines = [
+            f"  {k}: {there.get(k, '(none)')!r} there, {here.get(k, '(none)')!r} now" for k in keys
+        ]
+        raise RunError(
+            f"{folder.path} holds a run of another recipe. What differs:\n"
+            + "\n".join(lines)
+            + "\nContinue it with the recipe that it was started with, or give another output=DIR."
+        )
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    inner = [_flat(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()]
+    return {key: part for section in inner for key, part in section.items()}
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all, whenever the process dies.
+
+    Raises:
+        RunError: It cannot be written.
+    """
+    try:
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def replaced_folder(final: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `final` once it is complete."""
+    writing = final.with_name(f".{final.name}-writing")
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    yield writing
+    shutil.rmtree(final, ignore_errors=True)
+    writing.rename(final)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON lines file; a last line that was cut off is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
