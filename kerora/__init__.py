@@ -16,4 +16,34 @@ import os
 # Keras reads its backend once, when it is first imported.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+from kerora.adapters import (
+    AdapterError,
+    LoraConfig,
+    add_adapter,
+    disabled_adapters,
+    merge_adapter,
+    remove_adapter,
+    set_active_adapters,
+)
+from kerora.data import DataError
+from kerora.task import adapt, from_preset
+from kerora.training import losses, optimizers
+from kerora.training.losses import TokenLoss
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AdapterError",
+    "DataError",
+    "LoraConfig",
+    "TokenLoss",
+    "adapt",
+    "add_adapter",
+    "disabled_adapters",
+    "from_preset",
+    "losses",
+    "merge_adapter",
+    "optimizers",
+    "remove_adapter",
+    "set_active_adapters",
+]

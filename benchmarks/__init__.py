@@ -1,0 +1,1 @@
+"""Measurements of kerora and its rivals; see `python -m benchmarks.finetune --help`."""
