@@ -1,0 +1,14 @@
+"""Adapters in the folders of Hugging Face PEFT."""
+
+from kerora.interchange.contents import AdapterContents, inspect_adapter
+from kerora.interchange.huggingface_names import HuggingFaceWeight, huggingface_weights
+from kerora.interchange.peft import load_adapter, save_adapter
+
+__all__ = [
+    "AdapterContents",
+    "HuggingFaceWeight",
+    "huggingface_weights",
+    "inspect_adapter",
+    "load_adapter",
+    "save_adapter",
+]

@@ -1,0 +1,137 @@
+"""What an adapter folder holds, read without a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kerora.adapters.errors import AdapterError
+from kerora.interchange.atomic_folder import recover_folder
+from kerora.interchange.peft_config import PeftConfig, read_config
+from kerora.interchange.tensor_file import read_tensors
+
+TENSOR_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_A = (".lora_A.weight", ".lora_embedding_A")
+_B = (".lora_B.weight", ".lora_embedding_B")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterContents:
+    """What an adapter folder holds.
+
+    Attributes:
+        folder: Where it lies.
+        config: Its `adapter_config.json`.
+        factors: PEFT's A, `(rank, in)`, and B, `(out, rank)`, by module name, in float32.
+        biases: Trained biases by module name.
+        base_weights: Weights of the base that PEFT stores beside an adapted embedding.
+        kerora: What kerora noted when it wrote the adapter: `fingerprint`, `targets`, `exclude`,
+            `quantization`. Empty for an adapter that another program wrote.
+    """
+
+    folder: Path
+    config: PeftConfig
+    factors: dict[str, tuple[np.ndarray, np.ndarray]]
+    biases: dict[str, np.ndarray]
+    base_weights: dict[str, np.ndarray]
+    kerora: dict[str, Any]
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trained values."""
+        factors = sum(a.size + b.size for a, b in self.factors.values())
+        return factors + sum(bias.size for bias in self.biases.values())
+
+
+def inspect_adapter(folder: str | os.PathLike[str]) -> AdapterContents:
+    """Read an adapter folder.
+
+    Args:
+        folder: A folder that `save_adapter` or PEFT wrote.
+
+    Raises:
+        AdapterError: If a file is missing or damaged, or holds what kerora does not have.
+
+    Example:
+    ```python
+    contents = inspect_adapter("adapter")
+    print(contents.config.rank, sorted(contents.factors))
+    ```
+    """
+    path = Path(folder)
+    recover_folder(path)
+    if not path.is_dir():
+        raise AdapterError(f"There is no adapter folder '{folder}'.")
+    config = read_config(path)
+    file = path / TENSOR_FILE
+    if not file.is_file():
+        if (path / "adapter_model.bin").exists():
+            raise AdapterError(
+                f"'{folder}' holds a pickled adapter_model.bin, which could run any code and is "
+                f"never read. Load it in PEFT and save it again: PEFT writes {TENSOR_FILE}."
+            )
+        raise AdapterError(f"'{folder}' holds no {TENSOR_FILE}.")
+    tensors, metadata = read_tensors(file)
+    factors, biases, base_weights = _sort_tensors(file, tensors)
+    return AdapterContents(path, config, factors, biases, base_weights, _notes(file, metadata))
+
+
+def _sort_tensors(
+    file: Path, tensors: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    a, b, biases, base_weights = {}, {}, {}, {}
+    unknown = []
+    for key, tensor in tensors.items():
+        name = key.removeprefix(PREFIX)
+        if (module := _without(name, _A)) is not None:
+            a[module] = tensor
+        elif (module := _without(name, _B)) is not None:
+            b[module] = tensor
+        elif (module := _without(name, (".base_layer.bias", ".bias"))) is not None:
+            biases[module] = tensor
+        elif (module := _without(name, (".base_layer.weight",))) is not None:
+            base_weights[module] = tensor
+        else:
+            unknown.append(key)
+    if unknown:
+        raise AdapterError(
+            f"{file} holds {len(unknown)} tensors that are no part of a LoRA adapter: "
+            f"{_some(unknown)}"
+        )
+    for held, lacking, letter in ((a, b, "B"), (b, a, "A")):
+        if alone := sorted(set(held) - set(lacking)):
+            raise AdapterError(f"{file} lacks factor {letter} of: {_some(alone)}")
+    if not a:
+        raise AdapterError(f"{file} holds no adapter.")
+    return {module: (a[module], b[module]) for module in a}, biases, base_weights
+
+
+def _notes(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    try:
+        notes = json.loads(metadata.get("kerora", "{}"))
+        if not isinstance(notes, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise AdapterError(
+            f"{file}: the entry `kerora` of its header is damaged: {error}"
+        ) from error
+    if notes.get("version", 1) != 1:
+        raise AdapterError(
+            f"{file} was written by a later version of kerora (format {notes['version']}). "
+            "Upgrade kerora to read it."
+        )
+    return notes
+
+
+def _without(name: str, endings: tuple[str, ...]) -> str | None:
+    return next((name.removesuffix(ending) for ending in endings if name.endswith(ending)), None)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

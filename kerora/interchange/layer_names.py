@@ -1,0 +1,163 @@
+"""The name of each layer in an adapter file, and the turn from Keras axes to PEFT's matrices."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from kerora.adapters.factorization import Factorization
+from kerora.adapters.lora import EmbeddingLora, LinearLora, LoraAdapter
+from kerora.adapters.targets import Candidate, candidates, sublayers
+from kerora.interchange.huggingface_names import HuggingFaceWeight, huggingface_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedLayer:
+    """A layer that can hold an adapter, under its name in an adapter file.
+
+    Attributes:
+        candidate: The layer and its Keras path.
+        module: Name of its `transformers` module, or its Keras path where it has none.
+        weight: Where its kernel or table lies in the Hugging Face tensor; None where it has none.
+    """
+
+    candidate: Candidate
+    module: str
+    weight: HuggingFaceWeight | None
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether the layer is a table that is looked up."""
+        return isinstance(self.candidate.layer, keras.layers.Embedding)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the layer also gives the logits."""
+        return bool(getattr(self.candidate.layer, "tie_weights", False))
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedBias:
+    """A bias under its name in an adapter file.
+
+    Attributes:
+        variable: The Keras variable.
+        module: Name of the module that holds it.
+        order: Index, in the Hugging Face vector, of each of its values.
+    """
+
+    variable: keras.Variable
+    module: str
+    order: np.ndarray
+
+
+def named_layers(model: keras.Model) -> list[NamedLayer]:
+    """The layers of a model that can hold an adapter, in a fixed order."""
+    weights = _weights(model)
+    result = []
+    for candidate in candidates(model):
+        is_table = isinstance(candidate.layer, keras.layers.Embedding)
+        weight = weights.get((id(candidate.layer), "embeddings" if is_table else "kernel"))
+        result.append(NamedLayer(candidate, weight.module if weight else candidate.path, weight))
+    return result
+
+
+def named_biases(model: keras.Model) -> list[NamedBias]:
+    """The biases of a model, in a fixed order."""
+    weights = _weights(model)
+    paths = {id(candidate.layer): candidate.path for candidate in candidates(model)}
+    result = []
+    for layer, _ in sublayers(model):
+        bias = getattr(layer, "bias", None)
+        if not isinstance(bias, keras.Variable):
+            continue
+        weight = weights.get((id(layer), "bias"))
+        if weight is not None and weight.rows is not None:
+            result.append(NamedBias(bias, weight.module, weight.rows))
+        else:
+            order = np.arange(int(np.prod(bias.shape))).reshape(bias.shape)
+            result.append(NamedBias(bias, paths.get(id(layer), layer.path), order))
+    return result
+
+
+def peft_shapes(layer: NamedLayer, adapter: LoraAdapter) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the two PEFT matrices of an adapter: A, then B."""
+    return tuple(matrix.shape for matrix in to_peft(layer, adapter))
+
+
+def to_peft(layer: NamedLayer, adapter: LoraAdapter) -> tuple[np.ndarray, np.ndarray]:
+    """The factors of an adapter as PEFT's matrices.
+
+    Returns:
+        A as `(rank, in)` and B as `(out, rank)`, float32; an embedding's `in` is its vocabulary.
+    """
+    a, b = (
+        keras.ops.convert_to_numpy(variable) for variable in (adapter.kernel_a, adapter.kernel_b)
+    )
+    if isinstance(adapter, EmbeddingLora):
+        return np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
+    assert isinstance(adapter, LinearLora)
+    batch = _batch_shape(adapter.factorization)
+    rank = adapter.config.rank
+    a = np.swapaxes(a.reshape(*batch, -1, rank), -1, -2)
+    b = np.swapaxes(b.reshape(*batch, rank, -1), -1, -2)
+    if layer.weight is None:
+        return np.ascontiguousarray(a), np.ascontiguousarray(b)
+    columns, rows = _order(layer.weight)
+    a_matrix, b_matrix = np.empty_like(a), np.empty_like(b)
+    a_matrix[..., columns] = a
+    b_matrix[..., rows, :] = b
+    return a_matrix, b_matrix
+
+
+def from_peft(
+    layer: NamedLayer, factorization: Factorization | None, a: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """PEFT's matrices as the factors of an adapter, in the layer's own axes.
+
+    Args:
+        layer: The adapted layer.
+        factorization: How its kernel splits; None for an embedding.
+        a: PEFT's A, `(rank, in)`.
+        b: PEFT's B, `(out, rank)`.
+    """
+    if factorization is None:
+        return a.T, b.T
+    if layer.weight is not None:
+        columns, rows = _order(layer.weight)
+        a, b = a[..., columns], b[..., rows, :]
+    a = np.swapaxes(a, -1, -2).reshape(factorization.a_shape)
+    b = np.swapaxes(b, -1, -2).reshape(factorization.b_shape)
+    return a, b
+
+
+def matrix_shapes(
+    layer: NamedLayer, factorization: Factorization | None, rank: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes that PEFT's A and B of a layer must have."""
+    if factorization is None:
+        table = layer.candidate.layer
+        return (rank, table.input_dim), (table.output_dim, rank)
+    batch = _batch_shape(factorization)
+    return (
+        (*batch, rank, factorization.contracted_size),
+        (*batch, factorization.output_size, rank),
+    )
+
+
+def _weights(model: keras.Model) -> dict[tuple[int, str], HuggingFaceWeight]:
+    return huggingface_weights(getattr(model, "backbone", model))
+
+
+def _order(weight: HuggingFaceWeight) -> tuple[np.ndarray, np.ndarray]:
+    assert weight.columns is not None and weight.rows is not None
+    return weight.columns.ravel(), weight.rows.ravel()
+
+
+def _batch_shape(factorization: Factorization) -> tuple[int, ...]:
+    # `join` is "A,B->kernel"; the axes that A and B share, the rank aside, are batch axes.
+    a, b = factorization.join.split("->")[0].split(",")
+    count = sum(axis in b for axis in a) - 1
+    return factorization.a_shape[:count]

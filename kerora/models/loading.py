@@ -1,0 +1,148 @@
+"""Loading a causal language model by the name of where it lies."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import keras_hub
+
+from kerora.models.converters import load_weights, preset_file, read_config
+from kerora.models.errors import ModelSourceError
+from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
+
+BUNDLED = {"tiny_gemma": Path(__file__).parent / "tiny_gemma"}
+
+
+def load_task(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models.CausalLM:
+    """Load a KerasHub causal language model.
+
+    A Hugging Face folder is read tensor by tensor, and gives what `transformers` gives: what
+    KerasHub's converters drop from its configuration is put back.
+
+    Args:
+        source: The bundled `"tiny_gemma"`, the name of a KerasHub preset (`"gemma_2b_en"`), a
+            handle (`"hf://org/model"`, `"kaggle://org/model/keras/variant"`), or a local folder: a
+            KerasHub preset or a Hugging Face model with config.json and safetensors.
+        **kwargs: `dtype` of the weights (default: Keras' own, float32), `preprocessor` (None for a
+            model without its tokenizer), and what the task's `from_preset` takes.
+
+    Returns:
+        The task, for example a `keras_hub.models.GemmaCausalLM`.
+
+    Raises:
+        ModelSourceError: If there is no such model, it is no causal language model, or KerasHub's
+            layers cannot compute what it computes.
+
+    Example:
+    ```python
+    model = load_task("tiny_gemma")
+    model.generate("The cat", max_length=20)
+    ```
+    """
+    name = resolve_source(source)
+    if _is_huggingface(name):
+        return _load_huggingface(name, **kwargs)
+    return keras_hub.models.CausalLM.from_preset(name, **kwargs)
+
+
+def resolve_source(source: str | os.PathLike[str]) -> str:
+    """The source as KerasHub understands it: a preset's name, a handle, or a folder that exists.
+
+    Raises:
+        ModelSourceError: If it is none of these.
+    """
+    name = os.fspath(source)
+    folder = BUNDLED.get(name, Path(name))
+    if folder.is_dir():
+        _check_folder(folder)
+        return str(folder)
+    if name in keras_hub.models.CausalLM.presets or "://" in name:
+        return name
+    if folder.is_file():
+        raise ModelSourceError(f"A model is a folder. Received the file '{name}'.")
+    if name in keras_hub.models.Backbone.presets:
+        raise ModelSourceError(f"'{name}' is a KerasHub preset, but no causal language model.")
+    known = [*BUNDLED, *keras_hub.models.CausalLM.presets]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise ModelSourceError(
+        f"There is no folder and no KerasHub preset '{name}'.{hint} A source is one of: "
+        f"{', '.join(BUNDLED)}; a KerasHub preset; hf://org/model; kaggle://…; a local folder."
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelSourceError(
+            f"The folder '{folder}' holds no config.json: it is neither a KerasHub preset nor a "
+            "Hugging Face model."
+        )
+    config = read_config(str(folder))
+    if "registered_name" not in config and "model_type" not in config:
+        raise ModelSourceError(
+            f"The config.json of '{folder}' has neither `registered_name` (a KerasHub preset) nor "
+            f"`model_type` (a Hugging Face model). Its keys: {', '.join(sorted(config)) or 'none'}"
+        )
+    if "model_type" in config and not any(folder.glob("*.safetensors")):
+        raise ModelSourceError(
+            f"The folder '{folder}' holds no *.safetensors file. Pickled weights (.bin, .pt) are "
+            "never read: load the model in transformers and save it with `save_pretrained`."
+        )
+
+
+def _is_huggingface(name: str) -> bool:
+    if name in keras_hub.models.CausalLM.presets:
+        return False
+    config = read_config(name)
+    return "registered_name" not in config and "model_type" in config
+
+
+def _load_huggingface(name: str, dtype: Any = None, **kwargs: Any) -> keras_hub.models.CausalLM:
+    config = read_config(name)
+    backbone = keras_hub.models.Backbone.from_preset(
+        name, load_weights=False, dtype=dtype, **constructor_arguments(config)
+    )
+    mend_layers(backbone, config)
+    load_weights(backbone, name, config)
+    if "preprocessor" not in kwargs and not _has_tokenizer(name):
+        raise ModelSourceError(
+            f"'{name}' holds no tokenizer (tokenizer.json or tokenizer.model). Pass "
+            "`preprocessor=None` to load the model alone."
+        )
+    return keras_hub.models.CausalLM.from_preset(name, backbone=backbone, **kwargs)
+
+
+def _has_tokenizer(name: str) -> bool:
+    files = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
+    return any(preset_file(name, file) is not None for file in files)
+
+
+def chat_template(source: str | os.PathLike[str]) -> str | None:
+    """The Jinja chat template that a Hugging Face folder brings, if it brings one.
+
+    Args:
+        source: As for `load_task`.
+
+    Returns:
+        The text of chat_template.jinja, or of `chat_template` in tokenizer_config.json; None for a
+        model without one, and for KerasHub presets, which have none.
+
+    Raises:
+        ModelSourceError: If there is no such source.
+    """
+    name = resolve_source(source)
+    if not _is_huggingface(name):
+        return None
+    if (path := preset_file(name, "chat_template.jinja")) is not None:
+        return Path(path).read_text(encoding="utf-8")
+    if (path := preset_file(name, "tokenizer_config.json")) is None:
+        return None
+    template = json.loads(Path(path).read_text(encoding="utf-8")).get("chat_template")
+    if isinstance(template, list):
+        # Several named templates; the one for plain chats is called "default".
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
