@@ -1,0 +1,248 @@
+"""Causal attention within the segments of packed rows, for JAX.
+
+On the CPU the score matrix is walked in square blocks, and a block that causality, the sliding
+window or the borders between examples rule out altogether is never computed. The softmax is taken
+online, as in FlashAttention (Dao et al., 2022, https://arxiv.org/abs/2205.14135): the forward pass
+keeps the output and the logarithm of the softmax's denominator, and the backward pass makes the
+probabilities again. Memory grows with the length of a row, not with its square.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_MASKED = -1e30
+
+
+class _Shape(NamedTuple):
+    """The static facts of one attention call."""
+
+    scale: float
+    soft_cap: float | None
+    window: int | None
+    block: int
+    chunk: int
+
+
+class _Plan(NamedTuple):
+    """Which blocks of keys each block of queries looks at.
+
+    Query blocks are numbered across rows and sorted by how many key blocks they need, so that the
+    blocks of a chunk, which are computed together, need about as many.
+    """
+
+    order: jax.Array  # (chunks, chunk) numbers of query blocks
+    inverse: jax.Array  # (blocks,) where each query block went
+    trips: jax.Array  # (chunks,) key blocks needed, the diagonal one included
+    segments: jax.Array  # (blocks, block) segment ids
+    row_blocks: int
+
+
+def segment_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
+    window: int | None = None,
+    sinks: jax.Array | None = None,
+    block: int | None = None,
+    chunk: int = 4,
+) -> jax.Array:
+    batch, length = query.shape[:2]
+    block = block or 64
+    row_blocks = -(-length // block)
+    while batch * row_blocks % chunk:
+        chunk -= 1
+    shape = _Shape(float(scale), soft_cap, window, block, chunk)
+    pad = row_blocks * block - length
+    if pad:
+        query, key, value = (
+            jnp.pad(x, [(0, 0), (0, pad), (0, 0), (0, 0)]) for x in (query, key, value)
+        )
+        segment_ids = jnp.pad(segment_ids, [(0, 0), (0, pad)])
+    out = _attention(shape, query, key, value, segment_ids.astype(jnp.int32), sinks)
+    return out[:, :length]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(shape, query, key, value, segment_ids, sinks):
+    return _forward(shape, query, key, value, segment_ids, sinks)[0]
+
+
+def _forward(shape, query, key, value, segment_ids, sinks):
+    plan = _make_plan(shape, segment_ids)
+    kv_heads = key.shape[2]
+    q = _to_blocks(query, kv_heads, shape.block)[plan.order]
+    k, v = _to_blocks(key, kv_heads, shape.block), _to_blocks(value, kv_heads, shape.block)
+
+    def one_chunk(_, inputs):
+        q, numbers, trips = inputs
+
+        def one_key_block(distance, state):
+            maximum, total, acc = state
+            scores, mask, chosen = _scores(shape, plan, q, k, numbers, distance)
+            new_maximum = jnp.maximum(maximum, jnp.max(scores, -1))
+            p = jnp.where(mask, jnp.exp(scores - new_maximum[..., None]), 0.0)
+            shrink = jnp.exp(maximum - new_maximum)
+            p_flat = _flat(p).astype(v.dtype)
+            acc = acc * shrink.reshape(acc.shape[:-1])[..., None] + _dot(
+                "ckqs,cksd->ckqd", p_flat, v[chosen]
+            )
+            return new_maximum, total * shrink + jnp.sum(p, -1), acc
+
+        c, kv, rows, dim = q.shape
+        lead = (c, kv, rows // shape.block, shape.block)
+        start = (
+            jnp.full(lead, _MASKED, jnp.float32),
+            jnp.zeros(lead, jnp.float32),
+            jnp.zeros((c, kv, rows, dim), jnp.float32),
+        )
+        maximum, total, acc = jax.lax.fori_loop(0, trips, one_key_block, start)
+        tiny = jnp.finfo(jnp.float32).tiny
+        lse = maximum + jnp.log(jnp.maximum(total, tiny))
+        out = acc / jnp.maximum(total, tiny).reshape(acc.shape[:-1])[..., None]
+        return None, (out, lse)
+
+    _, (out, lse) = jax.lax.scan(one_chunk, None, (q, plan.order, plan.trips))
+    out, lse = _unsort(plan, out), _unsort(plan, lse)
+    if sinks is not None:
+        sink = sinks.astype(jnp.float32).reshape(1, kv_heads, -1, 1)
+        total = jnp.logaddexp(lse, sink)
+        out = out * jnp.exp(lse - total).reshape(out.shape[:-1])[..., None]
+        lse = total
+    out = _from_blocks(out, query.shape, shape.block).astype(query.dtype)
+    return out, (query, key, value, segment_ids, sinks, out, lse)
+
+
+def _backward(shape, saved, d_out):
+    query, key, value, segment_ids, sinks, out, lse = saved
+    plan = _make_plan(shape, segment_ids)
+    kv_heads = key.shape[2]
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1, keepdims=True)
+    delta = _to_blocks(delta, kv_heads, shape.block).reshape(lse.shape)
+    q = _to_blocks(query, kv_heads, shape.block)[plan.order]
+    do = _to_blocks(d_out, kv_heads, shape.block)[plan.order]
+    k, v = _to_blocks(key, kv_heads, shape.block), _to_blocks(value, kv_heads, shape.block)
+
+    def one_chunk(carry, inputs):
+        q, do, lse, delta, numbers, trips = inputs
+
+        def one_key_block(distance, state):
+            dq, dk, dv = state
+            scores, mask, chosen = _scores(shape, plan, q, k, numbers, distance)
+            p = jnp.where(mask, jnp.exp(scores - lse[..., None]), 0.0)
+            dp = _dot("ckqd,cksd->ckqs", do, v[chosen]).reshape(p.shape)
+            ds = p * (dp - delta[..., None])
+            if shape.soft_cap is not None:
+                ds = ds * (1.0 - jnp.square(jnp.where(mask, scores, 0.0) / shape.soft_cap))
+            ds, p = _flat(ds).astype(q.dtype), _flat(p).astype(q.dtype)
+            dq = dq + _dot("ckqs,cksd->ckqd", ds, k[chosen])
+            dk = _add(dk, chosen, _dot("ckqs,ckqd->cksd", ds, q))
+            dv = _add(dv, chosen, _dot("ckqs,ckqd->cksd", p, do))
+            return dq, dk, dv
+
+        dk, dv = carry
+        state = (jnp.zeros(q.shape, jnp.float32), dk, dv)
+        dq, dk, dv = jax.lax.fori_loop(0, trips, one_key_block, state)
+        return (dk, dv), dq
+
+    zeros = jnp.zeros(k.shape, jnp.float32)
+    inputs = (q, do, lse[plan.order], delta[plan.order], plan.order, plan.trips)
+    (dk, dv), dq = jax.lax.scan(one_chunk, (zeros, zeros), inputs)
+    dq = _from_blocks(_unsort(plan, dq), query.shape, shape.block) * shape.scale
+    dk = _from_blocks(dk, key.shape, shape.block) * shape.scale
+    dv = _from_blocks(dv, value.shape, shape.block)
+    d_sinks = None
+    if sinks is not None:
+        share = jnp.exp(sinks.astype(jnp.float32).reshape(1, kv_heads, -1, 1) - lse)
+        d_sinks = -jnp.sum(share * delta, axis=(0, 3)).reshape(sinks.shape).astype(sinks.dtype)
+    return (
+        dq.astype(query.dtype),
+        dk.astype(key.dtype),
+        dv.astype(value.dtype),
+        None,
+        d_sinks,
+    )
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _dot(equation, a, b):
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _add(blocks, chosen, update):
+    """Adds `update[i]` to `blocks[chosen[i]]`, in place under XLA, one after the other."""
+    for i in range(update.shape[0]):
+        old = jax.lax.dynamic_index_in_dim(blocks, chosen[i], 0)
+        blocks = jax.lax.dynamic_update_index_in_dim(blocks, old + update[i], chosen[i], 0)
+    return blocks
+
+
+def _flat(x):
+    """`(chunk, kv_heads, groups, block, keys)` to `(chunk, kv_heads, groups * block, keys)`."""
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+
+def _scores(shape, plan, q, k, numbers, distance):
+    """Scores of the chunk's queries and the key blocks `distance` before them, and their mask."""
+    block, row_blocks = shape.block, plan.row_blocks
+    within = numbers % row_blocks - distance  # negative: before the row's start
+    chosen = numbers - numbers % row_blocks + jnp.maximum(within, 0)
+    scores = _dot("ckqd,cksd->ckqs", q, k[chosen]) * shape.scale
+    scores = scores.reshape(*q.shape[:2], -1, block, block)
+    if shape.soft_cap is not None:
+        scores = jnp.tanh(scores / shape.soft_cap) * shape.soft_cap
+    offset = jnp.arange(block)[:, None] - jnp.arange(block)[None, :] + distance * block
+    mask = offset >= 0
+    if shape.window is not None:
+        mask = mask & (offset < shape.window)
+    seg_q, seg_k = plan.segments[numbers][:, :, None], plan.segments[chosen][:, None, :]
+    mask = mask & (seg_q == seg_k) & (seg_q > 0) & (within >= 0)[:, None, None]
+    mask = mask[:, None, None]
+    return jnp.where(mask, scores, _MASKED), mask, chosen
+
+
+def _make_plan(shape, segment_ids):
+    batch, length = segment_ids.shape
+    row_blocks = length // shape.block
+    index = jnp.arange(length)
+    new = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], [(0, 0), (1, 0)], constant_values=True)
+    first = jax.lax.cummax(jnp.where(new, index, 0), axis=1)
+    if shape.window is not None:
+        first = jnp.maximum(first, index - shape.window + 1)
+    first = jnp.where(segment_ids > 0, first, length)
+    first_block = jnp.min(first.reshape(batch, row_blocks, shape.block), -1) // shape.block
+    trips = jnp.maximum(jnp.arange(row_blocks) - first_block + 1, 0).reshape(-1)
+    order = jnp.argsort(-trips)
+    return _Plan(
+        order=order.reshape(-1, shape.chunk),
+        inverse=jnp.argsort(order),
+        trips=jnp.max(trips[order].reshape(-1, shape.chunk), -1),
+        segments=segment_ids.reshape(-1, shape.block),
+        row_blocks=row_blocks,
+    )
+
+
+def _unsort(plan, x):
+    return x.reshape(-1, *x.shape[2:])[plan.inverse]
+
+
+def _to_blocks(x, kv_heads, block):
+    """`(batch, length, heads, dim)` to `(blocks, kv_heads, groups * block, dim)`."""
+    batch, length, heads, dim = x.shape
+    x = x.reshape(batch, length // block, block, kv_heads, heads // kv_heads, dim)
+    return x.transpose(0, 1, 3, 4, 2, 5).reshape(-1, kv_heads, heads // kv_heads * block, dim)
+
+
+def _from_blocks(x, shape, block):
+    batch, length, heads, dim = shape
+    kv_heads = x.shape[1]
+    x = x.reshape(batch, length // block, kv_heads, heads // kv_heads, block, dim)
+    return x.transpose(0, 1, 4, 2, 3, 5).reshape(shape)
