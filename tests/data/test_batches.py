@@ -288,7 +288,5 @@ next(iter(batches))
 def test_a_process_may_end_while_a_window_is_made():
     command = [sys.executable, "-c", _LEAVES_EARLY]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    start = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert time.perf_counter() - start < 60
