@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from keras_hub.src.utils.keras_utils import fused_attention_op_available
+
 
 @dataclasses.dataclass(frozen=True)
 class AttentionOptions:
@@ -70,12 +72,20 @@ def _mixtral(layer: Any) -> AttentionOptions:
 
 
 def _qwen(layer: Any) -> AttentionOptions:
-    window = layer.sliding_window_size if layer.use_sliding_window_attention else None
-    return AttentionOptions(layer._inv_norm_factor, window=window)
+    windowed = layer.use_sliding_window_attention
+    return _windowed_unless_fused(layer, layer.sliding_window_size if windowed else None)
 
 
 def _qwen3(layer: Any) -> AttentionOptions:
-    return AttentionOptions(layer._inv_norm_factor, window=layer.sliding_window_size or None)
+    return _windowed_unless_fused(layer, layer.sliding_window_size)
+
+
+def _windowed_unless_fused(layer: Any, window: int | None) -> AttentionOptions:
+    # KerasHub's Qwen layers forget the window where Keras has a fused attention. `generate` does
+    # so too, and training follows it: a model must be trained as it will be run.
+    if fused_attention_op_available():
+        window = None
+    return AttentionOptions(layer._inv_norm_factor, window=window or None)
 
 
 def _gpt_oss(layer: Any) -> AttentionOptions:

@@ -61,7 +61,8 @@ def values_and_gradients(backbone, tokens, ids, context):
 
         trainable = [v.value for v in backbone.trainable_variables]
         rest = [v.value for v in backbone.non_trainable_variables]
-        gradient = jax.jit(jax.grad(function, has_aux=True))
+        quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+        gradient = jax.jit(jax.grad(function, has_aux=True), compiler_options=quick)
         gradients, hidden = gradient(trainable, rest)
     elif BACKEND == "torch":
         import torch
@@ -93,7 +94,8 @@ def assert_close(actual, expected, tolerance):
 
 @pytest.mark.parametrize("family", HOOKED)
 def test_values_and_gradients_equal_kerashubs(family):
-    backbone = tiny_backbone(family, **({"num_layers": 2} if family != "gemma3" else {}))
+    # GPT-OSS has its windows in every second layer, SmolLM3 its rotations in the first of two.
+    backbone = tiny_backbone(family, num_layers=2 if family in ("gpt_oss", "smollm3") else 1)
     tokens, ids = batch()
     expected, expected_gradients = values_and_gradients(backbone, tokens, ids, segmented(ids))
     context = training_attention(backbone, ids)
@@ -106,7 +108,7 @@ def test_values_and_gradients_equal_kerashubs(family):
 
 @pytest.mark.parametrize("family", ["gemma2", "llama"])
 def test_bfloat16_is_as_close_as_its_rounding(family):
-    backbone = tiny_backbone(family, dtype="bfloat16")
+    backbone = tiny_backbone(family, dtype="bfloat16", num_layers=1)
     tokens, ids = batch()
     expected, _ = values_and_gradients(backbone, tokens, ids, segmented(ids))
     context = training_attention(backbone, ids)
