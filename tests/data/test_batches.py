@@ -212,6 +212,16 @@ def test_weights_of_rows_and_labels():
         make(data, sample_weight=[1.0])
 
 
+def test_a_split_shares_no_row_and_loses_none():
+    data = texts(50)
+    train, validation = make(data).split(0.2)
+    assert sorted(examples_of(validation)) == [f"<bos>{text}<eos>" for text in data[40:]]
+    assert sorted(examples_of(train)) == [f"<bos>{text}<eos>" for text in data[:40]]
+    for fraction in (0.0, 0.001, 1.0):
+        with pytest.raises(DataError, match="validation_split"):
+            make(data).split(fraction)
+
+
 def test_y_holds_responses():
     x, _, w = next(iter(make(["p", "q"], y=["r", "s"], packing=False, shuffle=False)))
     assert to_text(x["token_ids"][1, :4]) == "<bos>qs<eos>"
