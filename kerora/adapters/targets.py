@@ -35,7 +35,8 @@ _NOT_PROJECTIONS = (
     "correction_coefs",
     "prediction_coefs",
 )
-_TOWERS = ("vision", "image", "vit", "audio", "qformer")
+# Words in the names of layers that hold no text decoder ("blip2q_former" is BLIP-2's Q-Former).
+_TOWERS = ("vision", "image", "vit", "audio", "former")
 
 
 @dataclasses.dataclass(frozen=True)
