@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -72,7 +73,8 @@ def score_tokens(model: keras.Model, batches: Batches) -> TokenScores:
     for inputs, labels, weights in batches:
         weight = float(weights.sum())
         if weight:
-            logs = model.test_on_batch(inputs, labels, weights, return_dict=True)
+            # Keras' own: KerasHub's would tokenise the inputs once more.
+            logs = keras.Model.test_on_batch(model, inputs, labels, weights, return_dict=True)
             loss_sum += weight * float(logs["loss"])
             correct_sum += weight * float(logs["accuracy"])
             weight_sum += weight
@@ -89,27 +91,27 @@ def answer_rows(decoder: GreedyDecoder, encoder: Encoder, rows: Sequence[Any]) -
         encoder: Makes the prompts, as in training.
         rows: Rows as they stand in the data, or prompts: a string, or a row without response.
     """
-    prompts = [_prompt(row) for row in rows]
-    answers = decoder([encoder.encode_prompt(prompt) for prompt in prompts])
+    answers = decoder([encoder.encode_prompt(row) for row in rows])
     return [
         Answer(
-            encoder.prompt_text(prompt),
+            encoder.prompt_text(row),
             expected_response(row, encoder),
             str(encoder.tokenizer.detokenize(tokens.tolist())),
         )
-        for row, prompt, tokens in zip(rows, prompts, answers, strict=True)
+        for row, tokens in zip(rows, answers, strict=True)
     ]
 
 
-def answerable(rows: Sequence[Any], encoder: Encoder, count: int) -> list[Any]:
+def answerable(rows: Iterable[Any], encoder: Encoder, count: int) -> list[Any]:
     """The first `count` rows that have a prompt and a response."""
-    found: list[Any] = []
-    for row in rows:
-        if len(found) == count:
-            break
-        if expected_response(row, encoder) is not None:
-            found.append(row)
-    return found
+    wanted = (row for row in rows if expected_response(row, encoder) is not None)
+    return list(itertools.islice(wanted, count))
+
+
+def first_words(rows: Iterable[Any], count: int) -> list[str]:
+    """Prompts from the first `count` rows of plain text: how each begins."""
+    texts = [row["text"] if isinstance(row, dict) else row for row in itertools.islice(rows, count)]
+    return [" ".join(str(text).split()[:PLAIN_TEXT_PROMPT_WORDS]) for text in texts]
 
 
 def expected_response(row: Any, encoder: Encoder) -> str | None:
@@ -121,10 +123,3 @@ def expected_response(row: Any, encoder: Encoder) -> str | None:
     if example.messages:
         return example.messages[-1].content if example.messages[-1].role == "assistant" else None
     return None if example.prompt is None else example.response
-
-
-def _prompt(row: Any) -> Any:
-    """What generation starts from; of a row of plain text, its first words."""
-    if isinstance(row, dict) and set(row) == {"text"}:
-        return " ".join(str(row["text"]).split()[:PLAIN_TEXT_PROMPT_WORDS])
-    return row

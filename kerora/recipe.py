@@ -40,15 +40,16 @@ class ModelRecipe(_Section):
         examples=["tiny_gemma"],
     )
     weights: Literal["pretrained", "random"] = Field(
-        "pretrained", description="random starts from fresh weights of the same architecture."
+        default="pretrained",
+        description="random starts from fresh weights of the same architecture.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
+        default="auto",
         description="Number type of the base; adapters and optimizer state are float32 whatever "
         "it is. auto: bfloat16 on a GPU or TPU, float32 on a CPU and for full fine-tuning.",
     )
     quantize: Literal["none", "int8", "int4"] = Field(
-        "none", description="Hold the frozen base in 8 or 4 bits."
+        default="none", description="Hold the frozen base in 8 or 4 bits."
     )
 
     @field_validator("source")
@@ -67,21 +68,21 @@ class ModelRecipe(_Section):
 class AdapterRecipe(_Section):
     """The low-rank adapter that is trained; `none` trains the whole model."""
 
-    rank: int = Field(8, ge=1, description="Inner size of the factors.")
+    rank: int = Field(default=8, ge=1, description="Inner size of the factors.")
     alpha: float | None = Field(
-        None, gt=0, description="The delta is scaled by alpha / rank. null: twice the rank."
+        default=None, gt=0, description="The delta is scaled by alpha / rank. null: twice the rank."
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's inputs.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's inputs.")
     targets: str | list[str] | None = Field(
-        "all-linear",
+        default="all-linear",
         description="Layers that get one: names, regular expressions, or all-linear; null: the "
         "query and value projections alone.",
     )
     exclude: str | list[str] | None = Field(
-        None, description="Layers to leave out, in the same forms."
+        default=None, description="Layers to leave out, in the same forms."
     )
     bias: Literal["none", "lora_only", "all"] = Field(
-        "none", description="Which biases train: none, those of adapted layers, or all."
+        default="none", description="Which biases train: none, those of adapted layers, or all."
     )
 
 
@@ -94,21 +95,22 @@ class DataRecipe(_Section):
         examples=["tiny_gemma/train.jsonl"],
     )
     validation: str | list[str] | Annotated[float, Field(ge=0, le=0.5)] = Field(
-        0.05, description="Data of the same kinds, or the share of the training rows to hold out."
+        default=0.05,
+        description="Data of the same kinds, or the share of the training rows to hold out.",
     )
     template: str | None = Field(
-        None,
+        default=None,
         description='Layout of a row, such as "Q: {question}\\nA: {answer}" (the last place is '
         "the response), or chat. null: by the names of the fields.",
     )
     train_on: Literal["response", "all"] = Field(
-        "response", description="Which tokens are learned, where a row has a response."
+        default="response", description="Which tokens are learned, where a row has a response."
     )
     on_bad_row: Literal["stop", "skip"] = Field(
-        "stop", description="A row that cannot be used: stop, or skip it and count."
+        default="stop", description="A row that cannot be used: stop, or skip it and count."
     )
     on_long_row: Literal["truncate", "skip", "stop"] = Field(
-        "truncate", description="A row longer than sequence_length."
+        default="truncate", description="A row longer than sequence_length."
     )
 
     @field_validator("train", "validation")
@@ -129,28 +131,30 @@ class OptimizerRecipe(_Section):
     """How the weights move."""
 
     name: Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"] = Field(
-        "adamw", description="One of Keras' optimizers."
+        default="adamw", description="One of Keras' optimizers."
     )
     learning_rate: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description=f"Its peak. null: {ADAPTER_LEARNING_RATE:g} for an adapter, "
         f"{FULL_LEARNING_RATE:g} for a whole model; sgd and lion have no default.",
     )
     weight_decay: float = Field(
-        0.0, ge=0, description="Decoupled; biases and norm scales are left out."
+        default=0.0, ge=0, description="Decoupled; biases and norm scales are left out."
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="How the learning rate falls after warm-up: to 0, or not at all."
+        default="cosine",
+        description="How the learning rate falls after warm-up: to 0, or not at all.",
     )
     warmup: Fraction | Steps = Field(
-        0.03, description="Linear warm-up: a share of the steps (below 1) or a number of them."
+        default=0.03,
+        description="Linear warm-up: a share of the steps (below 1) or a number of them.",
     )
     clip_norm: float | None = Field(
-        1.0, gt=0, description="Largest global norm of the gradients. null: no clipping."
+        default=1.0, gt=0, description="Largest global norm of the gradients. null: no clipping."
     )
     gradient_accumulation: int = Field(
-        1, ge=1, description="Batches whose gradients make one update."
+        default=1, ge=1, description="Batches whose gradients make one update."
     )
 
     @field_validator("learning_rate")
@@ -165,13 +169,17 @@ class EvaluationRecipe(_Section):
     """What is measured on the validation data: before, during and after."""
 
     every: int | None = Field(
-        None, ge=1, description="Steps between validation losses. null: ten times in the run."
+        default=None,
+        ge=1,
+        description="Steps between validation losses. null: ten times in the run.",
     )
     exact_match: int = Field(
-        0, ge=0, description="Validation prompts answered greedily, before and after; 0: none."
+        default=0,
+        ge=0,
+        description="Validation prompts answered greedily, before and after; 0: none.",
     )
     max_new_tokens: int = Field(
-        128, ge=1, description="Longest answer, in tokens, of these and of the samples."
+        default=128, ge=1, description="Longest answer, in tokens, of these and of the samples."
     )
 
 
@@ -185,26 +193,30 @@ class Recipe(_Section):
     model: ModelRecipe
     adapter: AdapterRecipe | Literal["none"] = AdapterRecipe()
     data: DataRecipe
-    sequence_length: int = Field(512, ge=2, description="Tokens in a row.")
-    batch_size: int = Field(4, ge=1, description="Rows in a batch.")
+    sequence_length: int = Field(default=512, ge=2, description="Tokens in a row.")
+    batch_size: int = Field(default=4, ge=1, description="Rows in a batch.")
     packing: bool = Field(
-        True,
+        default=True,
         description="Several examples share a row, with attention and loss confined to each.",
     )
-    steps: int | None = Field(None, ge=1, description="Batches to train on; null: by epochs.")
+    steps: int | None = Field(
+        default=None, ge=1, description="Batches to train on; null: by epochs."
+    )
     epochs: int | None = Field(
-        None, ge=1, description="Times through the data. null: once, unless steps is given."
+        default=None, ge=1, description="Times through the data. null: once, unless steps is given."
     )
     optimizer: OptimizerRecipe = OptimizerRecipe()
-    seed: int = Field(0, ge=0, lt=2**32, description="Of weights, dropout and the rows' order.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="Of weights, dropout and the rows' order."
+    )
     samples: Annotated[int, Field(ge=0)] | list[str] = Field(
-        3,
+        default=3,
         description="Prompts answered before and after: a list, or how many of the validation "
         "rows.",
     )
     evaluation: EvaluationRecipe = EvaluationRecipe()
     checkpoint_seconds: float = Field(
-        60.0, ge=0, description="Time between checkpoints; 0: one after every step."
+        default=60.0, ge=0, description="Time between checkpoints; 0: one after every step."
     )
 
     @field_validator("adapter")

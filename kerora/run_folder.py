@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +69,8 @@ class RunFolder:
 @contextlib.contextmanager
 def open_run_folder(path: str | os.PathLike[str], recipe: Recipe) -> Iterator[RunFolder]:
     """The folder of a new run, or of one that is continued; locked while it is open.
+
+    Nothing heavy is imported for it, so that what is wrong with a folder is told at once.
 
     Raises:
         RunError: It cannot be written, another process runs in it, or it belongs to another recipe
@@ -137,8 +137,8 @@ def write_whole(path: Path, text: str) -> None:
         RunError: It cannot be written.
     """
     try:
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        partial = path.with_name(f".{path.name}.writing")
+        with open(partial, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -150,17 +150,6 @@ def write_whole(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-@contextlib.contextmanager
-def replaced_folder(final: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `final` once it is complete."""
-    writing = final.with_name(f".{final.name}-writing")
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True)
-    yield writing
-    shutil.rmtree(final, ignore_errors=True)
-    writing.rename(final)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

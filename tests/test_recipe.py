@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_the_commented_recipe_is_a_recipe_of_every_key_and_default(write):
         if isinstance(section, dict):
             assert set(printed[name]) == set(section)
     lines = text.splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         if line and not line.lstrip().startswith("#"):
             assert before.lstrip().startswith("#"), f"{line} has no comment"
 

@@ -1,0 +1,57 @@
+"""`kerora evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kerora.cli.session import session
+
+
+def evaluate(
+    source: Annotated[str, typer.Argument(help="The model: as `model.source` of a recipe.")],
+    data: Annotated[str, typer.Argument(help="Held-out rows: as `data.train` of a recipe.")],
+    adapter: Annotated[
+        Path | None, typer.Option(help="A folder that kerora or PEFT saved.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Layout of the rows: as `data.template` of the recipe.")
+    ] = None,
+    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens in a row.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 4,
+    exact_match: Annotated[
+        int, typer.Option(min=0, help="Prompts answered greedily; 0 for none.")
+    ] = 100,
+    max_length: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+) -> None:
+    """Measure loss, perplexity, token accuracy and exact match of the response.
+
+    Example: `kerora evaluate tiny_gemma tiny_gemma/heldout.jsonl --adapter runs/first/adapter`
+    """
+    with session():
+        from rich.console import Console
+
+        from kerora.cli.compilation_cache import keep_compiled_code
+        from kerora.quiet import quiet
+        from kerora.recipe import DataRecipe, EvaluationRecipe
+
+        with quiet():
+            keep_compiled_code()
+            from kerora.cli.model import load
+            from kerora.run_measure import Probe
+            from kerora.run_parts import RunData, check_data, data_paths
+            from kerora.run_text import figures_table
+            from kerora.training.fit_data import DataOptions, text_batches
+
+        check_data(DataRecipe(train=data))
+        model = load(source, adapter)
+        options = DataOptions(template=template, sequence_length=sequence_length)
+        batches = text_batches(
+            model, data_paths(data), options, batch_size=batch_size, shuffle=False
+        )
+        asked = EvaluationRecipe(exact_match=exact_match, max_new_tokens=max_length)
+        probe = Probe(model, RunData(batches, batches), asked)
+        name = source if adapter is None else "with adapter"
+        Console(highlight=False).print(figures_table({name: probe.measure()}))

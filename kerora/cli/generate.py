@@ -1,0 +1,106 @@
+"""`kerora generate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kerora.cli.session import session
+
+
+def generate(
+    source: Annotated[str, typer.Argument(help="The model: as `model.source` of a recipe.")],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt", "-p", help="Text to continue, or a row as JSON. May be given several times."
+        ),
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="A folder that kerora or PEFT saved.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Hold a conversation; the prompt, if any, opens it.")
+    ] = False,
+    template: Annotated[
+        str | None, typer.Option(help="Layout of JSON rows, as `data.template` of the recipe.")
+    ] = None,
+    max_length: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+) -> None:
+    """Answer prompts with a model and its adapter, greedily.
+
+    A row as JSON is laid out as it was in training:
+
+    Example: `kerora generate tiny_gemma --adapter runs/first/adapter -p '{"instruction": "Hi."}'`
+    """
+    if not prompt and not chat:
+        raise typer.BadParameter("give --prompt, or --chat for a conversation")
+    with session():
+        prompts = [_row(text) for text in prompt or []]
+        from kerora.cli.compilation_cache import keep_compiled_code
+        from kerora.quiet import quiet
+
+        with quiet():
+            keep_compiled_code()
+            from kerora.cli.model import load
+            from kerora.data import Encoder
+            from kerora.generation import GreedyDecoder
+
+        model = load(source, adapter)
+        tokenizer = model.preprocessor.tokenizer
+        encoder = Encoder(
+            tokenizer,
+            sequence_length=model.preprocessor.sequence_length or 1024,
+            template=template,
+            chat_template=model.chat_template,
+            add_start_token=model.preprocessor.add_start_token,
+        )
+        decoder = GreedyDecoder(
+            model, encoder.stop_token_ids, max_length, rows=1 if chat else len(prompts)
+        )
+
+        def answers(asked: list[Any]) -> list[str]:
+            tokens = decoder([encoder.encode_prompt(entry) for entry in asked])
+            return [str(tokenizer.detokenize(row.tolist())).strip() for row in tokens]
+
+        if chat:
+            _converse(answers, prompt or [])
+        else:
+            print("\n\n".join(answers(prompts)))
+
+
+def _row(text: str) -> Any:
+    """A prompt as typed: a row where it is a JSON object, else text."""
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--prompt looks like JSON but is none: {error}") from None
+    return text
+
+
+def _converse(answers: Any, opening: list[str]) -> None:
+    """Answer turn by turn until the end of input, or an empty line."""
+    import sys
+
+    messages: list[dict[str, str]] = []
+    waiting = list(opening)
+    while True:
+        if waiting:
+            text = waiting.pop(0)
+        elif opening and not sys.stdin.isatty():
+            return
+        else:
+            try:
+                text = input("> ")
+            except EOFError:
+                return
+        if not text.strip():
+            return
+        messages.append({"role": "user", "content": text})
+        (answer,) = answers([messages])
+        messages.append({"role": "assistant", "content": answer})
+        print(answer, flush=True)

@@ -1,0 +1,65 @@
+"""`kerora train`."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kerora.cli.session import session
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file; `kerora recipe` prints one.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Changes to the recipe, such as adapter.rank=4, and output=DIR, the run folder.",
+        ),
+    ] = None,
+) -> None:
+    """Train a model by a recipe. The same folder again continues the run.
+
+    Example: `kerora train configs/quickstart.yaml epochs=2 output=runs/first`
+    """
+    output, overrides = _split(changes or [])
+    folder = output or _new_folder(recipe)
+    again = shlex.join(["kerora", "train", str(recipe), *overrides, f"output={folder}"])
+    with session(continue_with=again):
+        from kerora.recipe import load_recipe
+
+        checked = load_recipe(recipe, overrides)
+        from kerora.run_folder import open_run_folder
+
+        with open_run_folder(folder, checked):
+            pass  # tells what is wrong with the folder, before seconds of imports
+        from rich.console import Console
+
+        from kerora.cli.compilation_cache import keep_compiled_code
+        from kerora.quiet import quiet
+
+        console = Console(highlight=False, soft_wrap=True)
+        with quiet():
+            keep_compiled_code()
+            from kerora.run import run
+            from kerora.run_text import figures_table, places
+
+        result = run(checked, folder, console=console)
+        console.print(figures_table({"before": result.before, "after": result.after}))
+        for line in places(result.folder):
+            console.print(line)
+
+
+def _split(changes: list[str]) -> tuple[str | None, list[str]]:
+    """The last `output=DIR`, and the changes to the recipe."""
+    outputs = [change.removeprefix("output=") for change in changes if change.startswith("output=")]
+    overrides = [change for change in changes if not change.startswith("output=")]
+    return (outputs[-1] or None) if outputs else None, overrides
+
+
+def _new_folder(recipe: Path) -> str:
+    return str(Path("runs") / f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -1,0 +1,214 @@
+"""Carrying out a recipe: measure, train, measure again, and keep all of it in a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from kerora.adapters import count_trainable_parameters
+from kerora.interchange.atomic_folder import replaced_folder
+from kerora.recipe import Recipe
+from kerora.recipe_optimizer import make_optimizer
+from kerora.run_folder import RunFolder, open_run_folder, read_json_lines, write_json, write_whole
+from kerora.run_measure import Measurement, Probe, ScoreEvery, validation_losses
+from kerora.run_parts import RunData, check_data, prepare_data, prepare_model
+from kerora.run_plot import draw_loss
+from kerora.run_text import data_lines, model_lines, samples_page
+from kerora.task import Task
+from kerora.training.callbacks import StepCallback
+from kerora.training.checkpoints import newest_checkpoint, restore_checkpoint, save_checkpoint
+from kerora.training.errors import NonFiniteLoss
+from kerora.training.resume import fit_steps
+
+VALIDATIONS_IN_A_RUN = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        folder: Where its files lie.
+        steps: Steps of the whole run.
+        before: Measured before the first step.
+        after: Measured after the last.
+    """
+
+    folder: RunFolder
+    steps: int
+    before: Measurement
+    after: Measurement
+
+
+def run(recipe: Recipe, output: str | os.PathLike[str], *, console: Any = None) -> RunResult:
+    """Carry out a recipe; called again with the same folder, it continues where it was.
+
+    Args:
+        recipe: From `load_recipe`.
+        output: The run folder: `recipe.yaml`, `metrics.jsonl`, `validation.jsonl`, `loss.png`,
+            `samples.md`, `report.json`, `checkpoints/`, and `adapter/` (PEFT) or, of a run without
+            adapter, `model/` (a KerasHub preset).
+        console: A `rich.console.Console`. Default: standard output.
+
+    Returns:
+        The figures before and after. Of a run that was finished before, at once.
+
+    Raises:
+        ValueError: The folder, the data or the model cannot be used; the message says why.
+        NonFiniteLoss: The loss or a weight is not finite; `adapter/` is from before.
+        KeyboardInterrupt: After Ctrl-C, once a checkpoint is saved.
+
+    Example:
+    ```python
+    result = run(load_recipe("configs/quickstart.yaml"), "runs/quickstart")
+    print(result.before.exact_match, result.after.exact_match)
+    ```
+    """
+    began = time.monotonic()
+    if console is None:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+    with open_run_folder(output, recipe) as folder:
+        if folder.report.exists():
+            console.print(f"The run in {folder.path} is finished; there is nothing left to do.")
+            return _finished(folder)
+        keras.utils.set_random_seed(recipe.seed)
+        check_data(recipe.data)
+        model = prepare_model(recipe)
+        data = prepare_data(recipe, model)
+        stored = json.loads(folder.before.read_text("utf-8")) if folder.before.exists() else None
+        steps = stored["steps"] if stored else _planned_steps(recipe, data)
+        for line in [
+            *model_lines(recipe, count_trainable_parameters(model), model.backbone.variable_dtype),
+            *data_lines(data, steps, recipe.batch_size),
+        ]:
+            console.print(line)
+        model.compile(optimizer=make_optimizer(recipe.optimizer, steps))
+        probe = Probe(model, data, recipe.evaluation, recipe.samples, folder.validation)
+        if stored:
+            before = Measurement.from_json(stored["before"])
+        else:
+            before = _measure_before(folder, model, data, probe, steps)
+        _train(recipe, folder, model, data, probe, steps, console, began)
+        after = probe.measure(steps)
+        save_trained(recipe, folder, model)
+        result = RunResult(folder, steps, before, after)
+        _write_pages(recipe, result)
+        return result
+
+
+def _planned_steps(recipe: Recipe, data: RunData) -> int:
+    return recipe.steps or (recipe.epochs or 1) * data.batches.steps_per_epoch
+
+
+def _measure_before(
+    folder: RunFolder, model: Task, data: RunData, probe: Probe, steps: int
+) -> Measurement:
+    """Measured once: an interrupted run goes on with these figures."""
+    before = probe.measure(0)
+    save_checkpoint(folder.checkpoints, model, 0, data.batches.state_at(0))
+    write_json(folder.before, {"steps": steps, "before": dataclasses.asdict(before)})
+    return before
+
+
+def _train(
+    recipe: Recipe,
+    folder: RunFolder,
+    model: Task,
+    data: RunData,
+    probe: Probe,
+    steps: int,
+    console: Any,
+    began: float,
+) -> None:
+    checkpoint = newest_checkpoint(folder.checkpoints)
+    start = checkpoint.step if checkpoint else 0
+    if start:
+        console.print(f"Continuing after step {start}")
+    every = recipe.evaluation.every or max(1, steps // VALIDATIONS_IN_A_RUN)
+    callbacks: list[keras.callbacks.Callback] = [_FirstStep(start, began, console)]
+    if data.validation is not None:
+        callbacks.append(ScoreEvery(probe, every, start, steps))
+    try:
+        fit_steps(
+            model,
+            data.batches,
+            steps,
+            folder.path,
+            checkpoint_seconds=recipe.checkpoint_seconds,
+            callbacks=callbacks,
+            console=console,
+        )
+    except NonFiniteLoss as error:
+        model.jax_state_sync() if hasattr(model, "jax_state_sync") else None
+        good = restore_checkpoint(folder.checkpoints, model)
+        assert good is not None
+        place = save_trained(recipe, folder, model)
+        raise NonFiniteLoss(
+            error.step, f"{error} What was trained up to step {good.step} is in {place}."
+        ) from None
+
+
+class _FirstStep(StepCallback):
+    """Says how long the first step of this process took to come, loading and compiling included."""
+
+    def __init__(self, start_step: int, began: float, console: Any) -> None:
+        super().__init__(start_step)
+        self._began = began
+        self._console = console
+        self._said = False
+
+    def between_steps(self, step: int) -> None:
+        if not self._said:
+            self.catch_up()
+            seconds = time.monotonic() - self._began
+            self._console.print(f"First step after {seconds:.1f} s, loading and compiling included")
+            self._said = True
+
+
+def save_trained(recipe: Recipe, folder: RunFolder, model: Task) -> Path:
+    """Write `adapter/`, or `model/` where all of it was trained; returns which."""
+    if recipe.adapter != "none":
+        model.save_adapter(folder.adapter)
+        return folder.adapter
+    with replaced_folder(folder.model) as new:
+        model.save_to_preset(str(new))
+    return folder.model
+
+
+def _write_pages(recipe: Recipe, result: RunResult) -> None:
+    """The plot, the samples, and last the report, which says that the run is finished."""
+    folder, before, after = result.folder, result.before, result.after
+    title = f"{recipe.model.source}, {_method(recipe)}"
+    lines = [line for line in read_json_lines(folder.metrics) if "loss" in line]
+    losses = [(line["step"], line["loss"]) for line in lines]
+    draw_loss(folder.plot, losses, validation_losses(folder.validation), title)
+    write_whole(folder.samples, samples_page(title, before.samples, after.samples))
+    last = lines[-1] if lines else {}
+    report = {
+        "steps": result.steps,
+        "tokens": sum(line["tokens"] or 0 for line in lines),
+        "seconds": last.get("seconds"),
+        "before": dataclasses.asdict(before),
+        "after": dataclasses.asdict(after),
+    }
+    write_json(folder.report, report)
+
+
+def _method(recipe: Recipe) -> str:
+    if recipe.adapter == "none":
+        return "all weights"
+    return f"LoRA rank {recipe.adapter.rank}"
+
+
+def _finished(folder: RunFolder) -> RunResult:
+    report = json.loads(folder.report.read_text("utf-8"))
+    before, after = (Measurement.from_json(report[name]) for name in ("before", "after"))
+    return RunResult(folder, report["steps"], before, after)

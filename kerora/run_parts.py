@@ -1,0 +1,127 @@
+"""From a recipe to the model and the data of its run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+
+from kerora.adapters import LoraConfig, add_adapter
+from kerora.data import Batches, RowProblem, open_source
+from kerora.models.bundled import BUNDLED_NAMES, bundled_path
+from kerora.models.loading import chat_template, load_task
+from kerora.quiet import quiet
+from kerora.recipe import DataRecipe, ModelRecipe, Recipe
+from kerora.task import Task, adapt
+from kerora.training.fit_data import DataOptions, text_batches
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """What a run trains on and is measured on.
+
+    Attributes:
+        batches: Of training, from the beginning of the run.
+        validation: Held-out batches; None where the recipe has none.
+    """
+
+    batches: Batches
+    validation: Batches | None
+
+    def rows(self) -> Iterator[Any]:
+        """The held-out rows themselves (of training, where none are), bad ones left out."""
+        batches = self.validation or self.batches
+        source = batches._reader.source
+        for index in batches._rows:
+            try:
+                yield source[index]
+            except RowProblem:
+                continue
+
+
+def data_paths(source: str | Sequence[str]) -> str | list[str]:
+    """What a recipe calls its data, bundled names replaced by their paths."""
+    names = [source] if isinstance(source, str) else list(source)
+    paths = [str(bundled_path(name)) if name in BUNDLED_NAMES else name for name in names]
+    return paths[0] if len(paths) == 1 else paths
+
+
+def check_data(recipe: DataRecipe) -> None:
+    """Open what the recipe names, which takes far less time than loading a model.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    open_source(data_paths(recipe.train))
+    if not isinstance(recipe.validation, int | float):
+        open_source(data_paths(recipe.validation))
+
+
+def prepare_model(recipe: Recipe) -> Task:
+    """The model of a run, with its adapter or all of it trainable.
+
+    Raises:
+        ValueError: There is no such model, or no layer to adapt.
+    """
+    model = load_model(recipe.model, full=recipe.adapter == "none")
+    if recipe.adapter == "none":
+        model.trainable = True
+    else:
+        add_adapter(model, LoraConfig(**recipe.adapter.model_dump()))
+    return model
+
+
+def load_model(recipe: ModelRecipe, *, full: bool = False) -> Task:
+    """The model of a recipe, without adapter.
+
+    Args:
+        recipe: Of the model.
+        full: Whether all of it is to be trained.
+    """
+    dtype: str = recipe.dtype
+    if dtype == "auto":
+        dtype = "float32" if full or _on_cpu() else "bfloat16"
+    with quiet():
+        model = load_task(recipe.source, dtype=dtype)
+    if recipe.weights == "random":
+        backbone = type(model.backbone).from_config(model.backbone.get_config())
+        model = type(model)(backbone=backbone, preprocessor=model.preprocessor)
+    task = adapt(model)
+    task.source = recipe.source
+    task.chat_template = chat_template(recipe.source)
+    if recipe.quantize != "none":
+        task.quantize(recipe.quantize)
+    return task
+
+
+def prepare_data(recipe: Recipe, model: Task) -> RunData:
+    """The batches of a run.
+
+    Raises:
+        DataError: A row cannot be used, and the recipe says to stop there.
+    """
+    options = DataOptions(
+        packing=recipe.packing,
+        train_on=recipe.data.train_on,
+        template=recipe.data.template,
+        sequence_length=recipe.sequence_length,
+        seed=recipe.seed,
+        on_bad_row=recipe.data.on_bad_row,
+        on_long_row=recipe.data.on_long_row,
+    )
+
+    def batches_of(source: str | list[str], *, shuffle: bool) -> Batches:
+        paths, size = data_paths(source), recipe.batch_size
+        return text_batches(model, paths, options, batch_size=size, shuffle=shuffle)
+
+    batches = batches_of(recipe.data.train, shuffle=True)
+    held_out = recipe.data.validation
+    if not isinstance(held_out, int | float):
+        return RunData(batches, batches_of(held_out, shuffle=False))
+    return RunData(*batches.split(held_out)) if held_out else RunData(batches, None)
+
+
+def _on_cpu() -> bool:
+    return "cpu" in str(keras.ops.zeros(()).device).lower()
