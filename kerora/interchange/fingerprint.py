@@ -73,19 +73,18 @@ def difference(model: keras.Model, saved: dict[str, Any]) -> str | None:
 
 
 def _base_weights(base: keras.Model) -> dict[str, keras.Variable]:
-    left_out = {
-        id(variable)
-        for c in candidates(base)
-        if is_host(c.layer)
-        for name in c.layer.adapter_names
-        for variable in get_adapter(c.layer, name).weights
-    }
+    left_out: set[int] = set()
+    for candidate in candidates(base):
+        layer = candidate.layer
+        if getattr(layer, "quantization_mode", None):
+            left_out.update(id(variable) for variable in layer.weights)
+        elif is_host(layer):
+            for name in layer.adapter_names:
+                left_out.update(id(variable) for variable in get_adapter(layer, name).weights)
     weights: dict[str, keras.Variable] = {}
     for variable in base.weights:
         is_float = keras.backend.standardize_dtype(variable.dtype) in _FLOATS
-        # `kernel_scale`, `kernel_zero` and the like come with quantisation.
-        is_extra = variable.name.endswith(("_scale", "_zero")) or variable.name == "bias"
-        if is_float and not is_extra and id(variable) not in left_out:
+        if is_float and variable.name != "bias" and id(variable) not in left_out:
             # Paths that occur twice are ambiguous; the first one is as good a sample as any.
             weights.setdefault(variable.path, variable)
     return weights
