@@ -45,7 +45,7 @@ class Candidate:
 
     Attributes:
         layer: The Dense, EinsumDense or Embedding.
-        path: Its Keras path; where several layers share one, `.1`, `.2`… tell them apart.
+        path: Its Keras path; where several layers share one, `-1`, `-2`… tell them apart.
         inside: Paths of the layers that hold it, outermost first.
     """
 
@@ -81,7 +81,7 @@ def candidates(model: keras.layers.Layer) -> list[Candidate]:
         path = layer.path
         if path in repeated:
             counts[path] += 1
-            path = f"{path}.{counts[path]}"
+            path = f"{path}-{counts[path]}"
         result.append(Candidate(layer, path, inside))
     return result
 
