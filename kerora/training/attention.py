@@ -23,6 +23,7 @@ from keras import ops
 
 from kerora.models.attention_layers import ATTENTION_LAYERS, AttentionLayer, AttentionOptions
 from kerora.models.families import packing_support
+from kerora.training.rotary_tables import shared_rotary_tables
 from kerora.training.segments import current_segment_ids, segmented
 
 _hooked: ContextVar[bool] = ContextVar("kerora_hooked_attention", default=False)
@@ -50,7 +51,7 @@ def training_attention(backbone: Any, segment_ids: Any) -> Iterator[None]:
     _install()
     token = _hooked.set(segment_ids is not None)
     try:
-        with segmented(segment_ids):
+        with segmented(segment_ids), shared_rotary_tables():
             yield
     finally:
         _hooked.reset(token)
