@@ -65,10 +65,11 @@ def read_value(variable: keras.Variable) -> np.ndarray:
     """The value of a variable as an array of its own, in its own type (bfloat16 included)."""
     # A view of the buffer would be gone when the next step donates it.
     value = np.array(keras.ops.convert_to_numpy(variable.value))
-    return value.astype(_numpy_type(variable.dtype), copy=False)
+    return value.astype(numpy_type(variable.dtype), copy=False)
 
 
-def _numpy_type(dtype: str) -> np.dtype:
+def numpy_type(dtype: str) -> np.dtype:
+    """NumPy's type of that name, bfloat16 included."""
     if dtype == "bfloat16":
         import ml_dtypes
 

@@ -34,6 +34,7 @@ from kerora.training.checkpoint_state import (
     changing_variables,
     describe,
     match,
+    numpy_type,
     read_value,
 )
 from kerora.training.errors import CheckpointError, NonFiniteLoss
@@ -236,15 +237,18 @@ def _newest(folder: Path) -> tuple[Path, dict[str, Any], dict[str, np.ndarray]] 
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    from safetensors.numpy import load
+    from safetensors import deserialize
 
     document = _unsealed((path / _DOCUMENT).read_bytes())
+    types = {e["key"]: e["dtype"] for kind in document["variables"].values() for e in kind}
     contents: dict[str, np.ndarray] = {}
     for name, checksum in document["files"].items():
         content = (path / name).read_bytes()
         if hashlib.sha256(content).hexdigest() != checksum:
             raise ValueError(f"{name} does not have the content that was written")
-        contents.update(load(content))
+        for key, tensor in deserialize(content):
+            flat = np.frombuffer(tensor["data"], numpy_type(types[key]))
+            contents[key] = flat.reshape(tensor["shape"])
     return document, contents
 
 
