@@ -10,7 +10,12 @@ from typing import Any
 
 import keras_hub
 
-from kerora.models.converters import load_weights, preset_file, read_config
+from kerora.models.converters import (
+    converter_of_type,
+    load_weights,
+    preset_file,
+    read_config,
+)
 from kerora.models.errors import ModelSourceError
 from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
 
@@ -103,6 +108,7 @@ def _is_huggingface(name: str) -> bool:
 
 def _load_huggingface(name: str, dtype: Any = None, **kwargs: Any) -> keras_hub.models.CausalLM:
     config = read_config(name)
+    converter_of_type(config["model_type"])
     backbone = keras_hub.models.Backbone.from_preset(
         name, load_weights=False, dtype=dtype, **constructor_arguments(config)
     )

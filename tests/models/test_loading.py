@@ -1,0 +1,147 @@
+"""Where models are loaded from, and that a Hugging Face folder gives what transformers gives."""
+
+import json
+import os
+from pathlib import Path
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+
+from kerora.models.errors import ModelSourceError
+from kerora.models.loading import chat_template, load_task, resolve_source
+
+pytest.importorskip("transformers")
+pytest.importorskip("torch")
+
+from tiny_transformers import IDS, MODELS, keras_logits, tiny_transformers, torch_logits
+
+REAL = os.environ.get("KERORA_REAL_MODELS")
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_a_base_agrees_with_transformers(name, tmp_path):
+    reference = tiny_transformers(name, tmp_path)
+    model = load_task(tmp_path, preprocessor=None)
+    np.testing.assert_allclose(keras_logits(model), torch_logits(reference), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
+@pytest.mark.skipif(REAL is None, reason="KERORA_REAL_MODELS is not set")
+def test_a_real_base_agrees_with_transformers(name):
+    import torch
+    import transformers
+
+    folder = Path(REAL) / name
+    ids = np.array([[2, 9259, 563, 506, 3004, 529, 7001, 236761]]) % 49000
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    expected = torch_logits(reference.eval(), ids)
+    model = load_task(folder, dtype="float32")
+    assert np.abs(keras_logits(model, ids) - expected).max() < 1e-3
+    assert model.preprocessor.tokenizer.detokenize(model.preprocessor.tokenizer("Hi")) == "Hi"
+
+
+def test_the_type_of_the_weights_is_what_was_asked_for(tmp_path):
+    tiny_transformers("llama", tmp_path)
+    model = load_task(tmp_path, dtype="bfloat16", preprocessor=None)
+    assert model.backbone.token_embedding.embeddings.dtype == "bfloat16"
+    exact = keras_logits(load_task(tmp_path, dtype="float32", preprocessor=None))
+    assert np.abs(keras_logits(model) - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_sharded_weights_are_read(tmp_path):
+    model = tiny_transformers("gemma3", tmp_path / "whole")
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    loaded = load_task(tmp_path / "sharded", preprocessor=None)
+    np.testing.assert_allclose(keras_logits(loaded), torch_logits(model), atol=1e-4)
+
+
+def test_a_keras_preset_folder_is_loaded(tmp_path):
+    tiny_transformers("qwen3", tmp_path / "hf")
+    model = load_task(tmp_path / "hf", preprocessor=None)
+    model.backbone.save_to_preset(str(tmp_path / "keras"))
+    again = load_task(tmp_path / "keras", preprocessor=None)
+    assert type(again) is type(model)
+    assert type(again) is keras_hub.models.Qwen3CausalLM
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("llama", {"head_dim": 16}, "head_dim"),
+        ("llama", {"hidden_act": "relu"}, "hidden_act"),
+        ("mistral", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
+        ("gemma2", {"query_pre_attn_scalar": 100}, "query_pre_attn_scalar"),
+        ("gemma3", {"layer_types": ["full_attention"] * 7}, "layer_types"),
+        ("llama", {"model_type": "mamba9"}, "mamba9"),
+    ],
+)
+def test_what_keras_layers_cannot_express_is_refused(name, fields, message, tmp_path):
+    tiny_transformers(name, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(ModelSourceError, match=message):
+        load_task(tmp_path, preprocessor=None)
+
+
+def test_weights_without_a_place_are_refused(tmp_path):
+    tiny_transformers("llama", tmp_path, attention_bias=True)
+    with pytest.raises(ModelSourceError, match=r"no place.*self_attn\.k_proj\.bias"):
+        load_task(tmp_path, preprocessor=None)
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    tiny_transformers("llama", tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelSourceError, match="cannot be read"):
+        load_task(tmp_path, preprocessor=None)
+
+
+def test_a_folder_without_tokenizer_says_so(tmp_path):
+    tiny_transformers("llama", tmp_path)
+    with pytest.raises(ModelSourceError, match="preprocessor=None"):
+        load_task(tmp_path)
+
+
+def test_sources_that_name_no_model(tmp_path):
+    with pytest.raises(ModelSourceError, match=r"Did you mean 'gemma_2b_en'"):
+        resolve_source("gemma_2b_eng")
+    with pytest.raises(ModelSourceError, match="no causal language model"):
+        resolve_source("bert_base_en")
+    with pytest.raises(ModelSourceError, match="neither a KerasHub preset"):
+        resolve_source(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ModelSourceError, match="never read"):
+        resolve_source(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelSourceError, match="registered_name"):
+        resolve_source(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelSourceError, match="not valid"):
+        resolve_source(tmp_path)
+    with pytest.raises(ModelSourceError, match="is a folder"):
+        resolve_source(tmp_path / "config.json")
+
+
+def test_the_chat_template_of_a_folder(tmp_path):
+    tiny_transformers("llama", tmp_path)
+    assert chat_template(tmp_path) is None
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps({"chat_template": "{{ plain }}"}))
+    assert chat_template(tmp_path) == "{{ plain }}"
+    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    settings.write_text(json.dumps({"chat_template": named}))
+    assert chat_template(tmp_path) == "d"
+    (tmp_path / "chat_template.jinja").write_text("{{ file }}")
+    assert chat_template(tmp_path) == "{{ file }}"
+
+
+def test_the_bundled_model_is_loaded():
+    model = load_task("tiny_gemma")
+    assert isinstance(model, keras_hub.models.GemmaCausalLM)
+    assert chat_template("tiny_gemma") is None
+    assert keras.ops.shape(model.backbone.token_embedding.embeddings)[0] > IDS.max()
