@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 # What TensorFlow, absl and SentencePiece write past Python's logging, none of it of use here.
 _NOISE = re.compile(
-    rb"^(WARNING: All log messages before absl|[IW]\d{4} [\d:. ]+\d+ \w+\.(cc|h):"
+    rb"^(WARNING: All log messages before absl|[IW]\d{4} [\d:. ]+\d+ \w+\.(cc|h):|E.*cuInit"
     rb"|\d{4}-\d\d-\d\d [\d:.]+: [IW] |\w+\.cc\(\d+\) LOG\(INFO\)|To enable the following instr)"
 )
 

@@ -209,10 +209,10 @@ class Recipe(_Section):
     seed: int = Field(
         default=0, ge=0, lt=2**32, description="Of weights, dropout and the rows' order."
     )
-    samples: Annotated[int, Field(ge=0)] | list[str] = Field(
+    samples: Annotated[int, Field(ge=0)] | list[str | dict[str, str]] = Field(
         default=3,
-        description="Prompts answered before and after: a list, or how many of the validation "
-        "rows.",
+        description="Prompts answered before and after: a list of texts or of rows without their "
+        "response, or how many of the validation rows.",
     )
     evaluation: EvaluationRecipe = EvaluationRecipe()
     checkpoint_seconds: float = Field(

@@ -83,6 +83,8 @@ def _describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         return " or ".join(parts)
     if origin is Literal:
         return " or ".join(", ".join(map(str, inner)).rsplit(", ", 1))
+    if origin is dict:
+        return "a row of fields"
     if origin is list:
         return f"a list of {_describe(inner[0])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

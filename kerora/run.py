@@ -13,6 +13,7 @@ import keras
 
 from kerora.adapters import count_trainable_parameters
 from kerora.interchange.atomic_folder import replaced_folder
+from kerora.quiet import quiet
 from kerora.recipe import Recipe
 from kerora.recipe_optimizer import make_optimizer
 from kerora.run_folder import RunFolder, open_run_folder, read_json_lines, write_json, write_whole
@@ -81,10 +82,13 @@ def run(recipe: Recipe, output: str | os.PathLike[str], *, console: Any = None) 
             return _finished(folder)
         keras.utils.set_random_seed(recipe.seed)
         check_data(recipe.data)
-        model = prepare_model(recipe)
-        data = prepare_data(recipe, model)
+        with quiet():
+            model = prepare_model(recipe)
+            data = prepare_data(recipe, model)
+            steps_per_epoch = data.batches.steps_per_epoch
         stored = json.loads(folder.before.read_text("utf-8")) if folder.before.exists() else None
-        steps = stored["steps"] if stored else _planned_steps(recipe, data)
+        steps = recipe.steps or (recipe.epochs or 1) * steps_per_epoch
+        steps = stored["steps"] if stored else steps
         for line in [
             *model_lines(recipe, count_trainable_parameters(model), model.backbone.variable_dtype),
             *data_lines(data, steps, recipe.batch_size),
@@ -102,10 +106,6 @@ def run(recipe: Recipe, output: str | os.PathLike[str], *, console: Any = None) 
         result = RunResult(folder, steps, before, after)
         _write_pages(recipe, result)
         return result
-
-
-def _planned_steps(recipe: Recipe, data: RunData) -> int:
-    return recipe.steps or (recipe.epochs or 1) * data.batches.steps_per_epoch
 
 
 def _measure_before(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -19,51 +18,25 @@ class RunError(ValueError):
     """A run that cannot be started or continued."""
 
 
-@dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """Where the files of a run lie."""
+    """Where the files of a run lie.
 
-    path: Path
+    Args:
+        path: The folder.
+    """
 
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def validation(self) -> Path:
-        return self.path / "validation.jsonl"
-
-    @property
-    def before(self) -> Path:
-        return self.path / "before.json"
-
-    @property
-    def plot(self) -> Path:
-        return self.path / "loss.png"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples.md"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def adapter(self) -> Path:
-        return self.path / "adapter"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model"
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.before = self.path / "before.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.validation = self.path / "validation.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.adapter = self.path / "adapter"
+        self.model = self.path / "model"
+        self.plot = self.path / "loss.png"
+        self.samples = self.path / "samples.md"
+        self.report = self.path / "report.json"
 
 
 @contextlib.contextmanager
@@ -76,7 +49,7 @@ def open_run_folder(path: str | os.PathLike[str], recipe: Recipe) -> Iterator[Ru
         RunError: It cannot be written, another process runs in it, or it belongs to another recipe
             (the message shows the keys that differ).
     """
-    folder = RunFolder(Path(path))
+    folder = RunFolder(path)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         lock = open(folder.path / ".lock", "w")  # noqa: SIM115 - held while the run lasts

@@ -12,7 +12,6 @@ from kerora.adapters import LoraConfig, add_adapter
 from kerora.data import Batches, RowProblem, open_source
 from kerora.models.bundled import BUNDLED_NAMES, bundled_path
 from kerora.models.loading import chat_template, load_task
-from kerora.quiet import quiet
 from kerora.recipe import DataRecipe, ModelRecipe, Recipe
 from kerora.task import Task, adapt
 from kerora.training.fit_data import DataOptions, text_batches
@@ -83,8 +82,7 @@ def load_model(recipe: ModelRecipe, *, full: bool = False) -> Task:
     dtype: str = recipe.dtype
     if dtype == "auto":
         dtype = "float32" if full or _on_cpu() else "bfloat16"
-    with quiet():
-        model = load_task(recipe.source, dtype=dtype)
+    model = load_task(recipe.source, dtype=dtype)
     if recipe.weights == "random":
         backbone = type(model.backbone).from_config(model.backbone.get_config())
         model = type(model)(backbone=backbone, preprocessor=model.preprocessor)

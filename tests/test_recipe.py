@@ -177,3 +177,11 @@ def test_a_file_that_is_not_there(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("seed: é".encode("latin-1"))
     with pytest.raises(RecipeError, match="not UTF-8"):
         load_recipe(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_that_comes_along_is_valid(path):
+    # Data that has to be fetched first is replaced by bundled data.
+    fetched = "databricks-dolly-15k.jsonl" in path.read_text(encoding="utf-8")
+    overrides = ["data.train=tiny_gemma/train.jsonl"] if fetched else []
+    load_recipe(path, overrides)

@@ -35,22 +35,25 @@ def evaluate(
 
         from kerora.cli.compilation_cache import keep_compiled_code
         from kerora.quiet import quiet
-        from kerora.recipe import DataRecipe, EvaluationRecipe
+        from kerora.recipe import EvaluationRecipe
 
         with quiet():
             keep_compiled_code()
             from kerora.cli.model import load
+            from kerora.data import open_source
             from kerora.run_measure import Probe
-            from kerora.run_parts import RunData, check_data, data_paths
+            from kerora.run_parts import RunData, data_paths
             from kerora.run_text import figures_table
             from kerora.training.fit_data import DataOptions, text_batches
 
-        check_data(DataRecipe(train=data))
-        model = load(source, adapter)
+        paths = data_paths(data)
+        open_source(paths)  # a wrong path is told before a model is loaded
         options = DataOptions(template=template, sequence_length=sequence_length)
-        batches = text_batches(
-            model, data_paths(data), options, batch_size=batch_size, shuffle=False
-        )
+        with quiet():
+            model = load(source, adapter)
+            batches = text_batches(model, paths, options, batch_size=batch_size, shuffle=False)
+            rows = batches.report()
+        print(rows)
         asked = EvaluationRecipe(exact_match=exact_match, max_new_tokens=max_length)
         probe = Probe(model, RunData(batches, batches), asked)
         name = source if adapter is None else "with adapter"

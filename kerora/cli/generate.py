@@ -36,9 +36,9 @@ def generate(
 
     Example: `kerora generate tiny_gemma --adapter runs/first/adapter -p '{"instruction": "Hi."}'`
     """
-    if not prompt and not chat:
-        raise typer.BadParameter("give --prompt, or --chat for a conversation")
     with session():
+        if not prompt and not chat:
+            raise ValueError("give --prompt, or --chat for a conversation")
         prompts = [_row(text) for text in prompt or []]
         from kerora.cli.compilation_cache import keep_compiled_code
         from kerora.quiet import quiet
@@ -49,18 +49,17 @@ def generate(
             from kerora.data import Encoder
             from kerora.generation import GreedyDecoder
 
-        model = load(source, adapter)
-        tokenizer = model.preprocessor.tokenizer
-        encoder = Encoder(
-            tokenizer,
-            sequence_length=model.preprocessor.sequence_length or 1024,
-            template=template,
-            chat_template=model.chat_template,
-            add_start_token=model.preprocessor.add_start_token,
-        )
-        decoder = GreedyDecoder(
-            model, encoder.stop_token_ids, max_length, rows=1 if chat else len(prompts)
-        )
+            model = load(source, adapter)
+            tokenizer = model.preprocessor.tokenizer
+            encoder = Encoder(
+                tokenizer,
+                sequence_length=model.preprocessor.sequence_length or 1024,
+                template=template,
+                chat_template=model.chat_template,
+                add_start_token=model.preprocessor.add_start_token,
+            )
+        rows = 1 if chat else len(prompts)
+        decoder = GreedyDecoder(model, encoder.stop_token_ids, max_length, rows=rows)
 
         def answers(asked: list[Any]) -> list[str]:
             tokens = decoder([encoder.encode_prompt(entry) for entry in asked])

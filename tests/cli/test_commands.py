@@ -1,0 +1,106 @@
+"""The other commands, and what all have in common."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import pytest
+
+from kerora.recipe import load_recipe
+
+COMMANDS = ("train", "recipe", "generate", "evaluate", "inspect")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command_line, command):
+    shown = command_line.run(command, "--help")
+    assert shown.returncode == 0
+    assert f"Example: kerora {command}" in shown.stdout
+
+
+def test_help_imports_nothing_heavy(command_line):
+    began = time.perf_counter()
+    shown = command_line.run("--help")
+    seconds = time.perf_counter() - began
+    for command in COMMANDS:
+        assert command in shown.stdout
+    assert shown.stderr == ""
+    assert seconds < 5, "a second on an idle machine"
+    code = (
+        "import sys, kerora.cli.main, kerora.recipe, kerora.run_folder;"
+        "print([m for m in ('keras', 'jax', 'tensorflow', 'torch', 'numpy') if m in sys.modules])"
+    )
+    import subprocess
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=command_line.environment
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_recipe_prints_a_recipe(command_line, tmp_path):
+    printed = command_line.run("recipe")
+    path = tmp_path / "printed.yaml"
+    path.write_text(printed.stdout)
+    assert load_recipe(path).model.source == "tiny_gemma"
+
+
+def test_generate_answers_every_prompt(command_line, whole_run):
+    folder, _ = whole_run
+    shown = json.loads((folder / "report.json").read_text())["after"]["samples"]
+    row = json.dumps({"instruction": "What is the opposite of win?"})
+    done = command_line.run(
+        *("generate", "tiny_gemma", "--adapter", folder / "adapter", "--max-length", 8),
+        *("--prompt", row, "--prompt", shown[1]["prompt"]),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "\n\n".join(s["answer"].strip() for s in shown) + "\n"
+
+
+def test_chat_answers_line_by_line(command_line):
+    done = command_line.run(
+        "generate", "tiny_gemma", "--chat", "--max-length", 4, input="Hi.\nYes.\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("> ") == 3
+
+
+def test_evaluate_measures_what_the_run_did(command_line, whole_run):
+    folder, _ = whole_run
+    report = json.loads((folder / "report.json").read_text())["after"]
+    done = command_line.run(
+        *("evaluate", "tiny_gemma", command_line.folder / "heldout.jsonl"),
+        *("--adapter", folder / "adapter", "--exact-match", 4, "--max-length", 8),
+        *("--sequence-length", 64, "--batch-size", 2),
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{report['scores']['loss']:.4f}" in done.stdout
+    assert f"{report['scores']['perplexity']:,.2f}" in done.stdout
+    assert f"{report['exact_match']:.1%}" in done.stdout
+
+
+def test_inspect_tells_what_an_adapter_holds(command_line, whole_run):
+    folder, _ = whole_run
+    done = command_line.run("inspect", folder / "adapter")
+    assert done.returncode == 0, done.stderr
+    for part in ("tiny_gemma", "GemmaBackbone", "rank         4", "q_proj (x4), v_proj (x4)"):
+        assert part in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "nowhere.yaml"), "nowhere.yaml: cannot read this recipe"),
+        (("generate", "tiny_gemma"), "give --prompt, or --chat"),
+        (("generate", "tiny_gema", "-p", "x"), "Did you mean 'tiny_gemma'?"),
+        (("evaluate", "tiny_gemma", "nowhere.jsonl"), "No data found"),
+        (("inspect", "nowhere"), "nowhere"),
+    ],
+)
+def test_a_wrong_word_ends_with_a_message_and_exit_code_1(command_line, arguments, message):
+    done = command_line.run(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
