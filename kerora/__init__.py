@@ -26,6 +26,7 @@ from kerora.adapters import (
     set_active_adapters,
 )
 from kerora.data import DataError
+from kerora.models.bundled import bundled_path
 from kerora.task import adapt, from_preset
 from kerora.training import losses, optimizers
 from kerora.training.losses import TokenLoss
@@ -39,6 +40,7 @@ __all__ = [
     "TokenLoss",
     "adapt",
     "add_adapter",
+    "bundled_path",
     "disabled_adapters",
     "from_preset",
     "losses",
