@@ -34,6 +34,20 @@ def model(dtype="float32", rank=4, compiled_with=None, **changes):
     return task
 
 
+def small_model(compiled_with=None):
+    """A model of Keras' own layers on the same batches, which compiles at once; dropout is on."""
+    keras.utils.set_random_seed(0)
+    inputs = {
+        name: keras.Input((128,), dtype="int32", name=name)
+        for name in ("token_ids", "padding_mask")
+    }
+    hidden = keras.layers.Embedding(272, 8)(inputs["token_ids"])
+    net = keras.Model(inputs, keras.layers.Dense(272)(keras.layers.Dropout(0.3)(hidden)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    net.compile(optimizer=compiled_with or optimizer(), loss=loss)
+    return net
+
+
 def batches(seed=0):
     """Packed batches; an epoch has fewer than `STEPS`."""
     return make_batches(texts(30, seed), ByteTokenizer(), sequence_length=128, batch_size=4, seed=3)

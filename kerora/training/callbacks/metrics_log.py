@@ -21,7 +21,8 @@ class MetricsLog(StepCallback):
 
     A line holds `step`, counted from 1; `loss`, that step's own; `learning_rate` of that step, null
     where the optimizer does not tell; `tokens`, padding not counted; `tokens_per_second` over the
-    last 16 steps; and `seconds` since the run began, interruptions not counted.
+    last 16 steps; and `seconds` since the run began, interruptions not counted. A model that is no
+    task of kerora reports no tokens, and as loss Keras' mean since the epoch began.
 
     Args:
         path: The file. If it is there, the run goes on: see `truncate_metrics`.
