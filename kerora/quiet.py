@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-import tempfile
+import threading
 from collections.abc import Iterator
 
 # What TensorFlow, absl and SentencePiece write past Python's logging, none of it of use here.
@@ -18,7 +18,7 @@ _NOISE = re.compile(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what is written to standard error meanwhile, and drop known noise from it.
+    """Drop known noise from what is written to standard error meanwhile; the rest is passed on.
 
     It is for imports and loading, where TensorFlow and SentencePiece talk past Python's logging.
 
@@ -29,15 +29,26 @@ def quiet() -> Iterator[None]:
     ```
     """
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
-        screen = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(screen, 2)
-            held.seek(0)
-            kept = b"".join(line for line in held if not _NOISE.match(line))
-            os.write(screen, kept)
-            os.close(screen)
+    screen = os.dup(2)
+    source, sink = os.pipe()
+    os.dup2(sink, 2)
+    os.close(sink)
+    thread = threading.Thread(target=_pass_on, args=(source, screen), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(screen, 2)  # closes the end that writes, and so ends the thread
+        thread.join(timeout=1)  # unless a process that was started meanwhile still holds it
+
+
+def _pass_on(source: int, screen: int) -> None:
+    """Write what is read to the screen, line by line (or progress by progress)."""
+    rest = b""
+    with os.fdopen(source, "rb", buffering=0) as stream:
+        while chunk := stream.read(65536):
+            *pieces, rest = re.split(rb"(?<=[\r\n])", rest + chunk)
+            os.write(screen, b"".join(piece for piece in pieces if not _NOISE.match(piece)))
+    os.write(screen, b"" if _NOISE.match(rest) else rest)
+    os.close(screen)

@@ -171,7 +171,7 @@ class EvaluationRecipe(_Section):
     every: int | None = Field(
         default=None,
         ge=1,
-        description="Steps between validation losses. null: ten times in the run.",
+        description="Steps between validation losses. null: five times in the run.",
     )
     exact_match: int = Field(
         default=0,

@@ -107,6 +107,8 @@ def _build(node: yaml.Node, path: KeyPath, loader: _Loader, document: Document) 
 def apply_override(document: Document, override: str) -> None:
     """Change one key of a recipe: `"section.key=value"`.
 
+    Steps take the place of the file's epochs, and the other way round.
+
     Raises:
         RecipeError: It has another form, or names a key inside something that has none.
     """
@@ -128,6 +130,9 @@ def apply_override(document: Document, override: str) -> None:
             raise RecipeError(f"`{override}`: {inside} is {section!r} here, which has no keys")
     section[keys[-1]] = value
     document.places[tuple(keys)] = f"`{override}`"
+    instead_of = {"steps": "epochs", "epochs": "steps"}.get(name)
+    if instead_of and value is not None and not document.place((instead_of,)).startswith("`"):
+        document.values.pop(instead_of, None)
 
 
 def recipe_text(recipe: type[BaseModel]) -> str:

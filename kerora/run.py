@@ -27,7 +27,7 @@ from kerora.training.checkpoints import newest_checkpoint, restore_checkpoint, s
 from kerora.training.errors import NonFiniteLoss
 from kerora.training.resume import fit_steps
 
-VALIDATIONS_IN_A_RUN = 10
+VALIDATIONS_IN_A_RUN = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,41 +71,46 @@ def run(recipe: Recipe, output: str | os.PathLike[str], *, console: Any = None) 
     print(result.before.exact_match, result.after.exact_match)
     ```
     """
+    with open_run_folder(output, recipe) as folder:
+        return carry_out(recipe, folder, console)
+
+
+def carry_out(recipe: Recipe, folder: RunFolder, console: Any = None) -> RunResult:
+    """Carry out a recipe in a run folder that is open; see `run`."""
     began = time.monotonic()
     if console is None:
         from rich.console import Console
 
         console = Console(highlight=False)
-    with open_run_folder(output, recipe) as folder:
-        if folder.report.exists():
-            console.print(f"The run in {folder.path} is finished; there is nothing left to do.")
-            return _finished(folder)
-        keras.utils.set_random_seed(recipe.seed)
-        check_data(recipe.data)
-        with quiet():
-            model = prepare_model(recipe)
-            data = prepare_data(recipe, model)
-            steps_per_epoch = data.batches.steps_per_epoch
-        stored = json.loads(folder.before.read_text("utf-8")) if folder.before.exists() else None
-        steps = recipe.steps or (recipe.epochs or 1) * steps_per_epoch
-        steps = stored["steps"] if stored else steps
-        for line in [
-            *model_lines(recipe, count_trainable_parameters(model), model.backbone.variable_dtype),
-            *data_lines(data, steps, recipe.batch_size),
-        ]:
-            console.print(line)
-        model.compile(optimizer=make_optimizer(recipe.optimizer, steps))
-        probe = Probe(model, data, recipe.evaluation, recipe.samples, folder.validation)
-        if stored:
-            before = Measurement.from_json(stored["before"])
-        else:
-            before = _measure_before(folder, model, data, probe, steps)
-        _train(recipe, folder, model, data, probe, steps, console, began)
-        after = probe.measure(steps)
-        save_trained(recipe, folder, model)
-        result = RunResult(folder, steps, before, after)
-        _write_pages(recipe, result)
-        return result
+    if folder.report.exists():
+        console.print(f"The run in {folder.path} is finished; there is nothing left to do.")
+        return _finished(folder)
+    keras.utils.set_random_seed(recipe.seed)
+    check_data(recipe.data)
+    with quiet():
+        model = prepare_model(recipe)
+        data = prepare_data(recipe, model)
+        steps_per_epoch = data.batches.steps_per_epoch
+    stored = json.loads(folder.before.read_text("utf-8")) if folder.before.exists() else None
+    steps = recipe.steps or (recipe.epochs or 1) * steps_per_epoch
+    steps = stored["steps"] if stored else steps
+    for line in [
+        *model_lines(recipe, count_trainable_parameters(model), model.backbone.variable_dtype),
+        *data_lines(data, steps, recipe.batch_size),
+    ]:
+        console.print(line)
+    model.compile(optimizer=make_optimizer(recipe.optimizer, steps))
+    probe = Probe(model, data, recipe.evaluation, recipe.samples, folder.validation)
+    if stored:
+        before = Measurement.from_json(stored["before"])
+    else:
+        before = _measure_before(folder, model, data, probe, steps)
+    _train(recipe, folder, model, data, probe, steps, console, began)
+    after = probe.measure(steps)
+    save_trained(recipe, folder, model)
+    result = RunResult(folder, steps, before, after)
+    _write_pages(recipe, result)
+    return result
 
 
 def _measure_before(

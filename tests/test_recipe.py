@@ -52,6 +52,10 @@ def test_full_fine_tuning_has_a_lower_learning_rate(write):
 def test_steps_replace_epochs(write):
     recipe = load_recipe(write(MINIMAL + "steps: 7\n"))
     assert (recipe.steps, recipe.epochs) == (7, None)
+    recipe = load_recipe(write(MINIMAL + "epochs: 3\n"), ["steps=7"])
+    assert (recipe.steps, recipe.epochs) == (7, None)
+    recipe = load_recipe(write(MINIMAL + "steps: 7\n"), ["epochs=3"])
+    assert (recipe.steps, recipe.epochs) == (None, 3)
 
 
 def test_the_commented_recipe_is_a_recipe_of_every_key_and_default(write):
@@ -151,8 +155,10 @@ def test_wrong_values(write, override, message):
 
 
 def test_values_that_contradict_each_other(write):
-    (line,) = problems(write(MINIMAL + "epochs: 2\n"), "steps=5")
+    (line,) = problems(write(MINIMAL + "epochs: 2\nsteps: 5\n"))
     assert line.startswith("recipe.yaml:5: epochs: epochs and steps (5) are both given")
+    (line,) = problems(write(MINIMAL), "epochs=2", "steps=5")
+    assert line.startswith("`epochs=2`: epochs: epochs and steps (5) are both given")
     (line,) = problems(write(MINIMAL + "adapter: none\n"), "model.quantize=int8")
     assert "a base held in int8 is frozen" in line
 

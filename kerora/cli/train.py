@@ -33,22 +33,20 @@ def train(
         from kerora.recipe import load_recipe
 
         checked = load_recipe(recipe, overrides)
-        from kerora.run_folder import open_run_folder
-
-        with open_run_folder(folder, checked):
-            pass  # tells what is wrong with the folder, before seconds of imports
         from rich.console import Console
 
         from kerora.cli.compilation_cache import keep_compiled_code
         from kerora.quiet import quiet
+        from kerora.run_folder import open_run_folder
 
         console = Console(highlight=False, soft_wrap=True)
-        with quiet():
-            keep_compiled_code()
-            from kerora.run import run
-            from kerora.run_text import figures_table, places
-
-        result = run(checked, folder, console=console)
+        # What is wrong with the folder is told before the seconds that imports take.
+        with open_run_folder(folder, checked) as run_folder:
+            with quiet():
+                keep_compiled_code()
+                from kerora.run import carry_out
+                from kerora.run_text import figures_table, places
+            result = carry_out(checked, run_folder, console)
         console.print(figures_table({"before": result.before, "after": result.after}))
         for line in places(result.folder):
             console.print(line)
