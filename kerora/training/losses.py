@@ -45,9 +45,7 @@ class TokenLoss(keras.losses.Loss):
         # Labels pass through the loss's type, and token ids need its 24 bits.
         super().__init__(name=name, reduction=reduction, dtype="float32")
         if not 0 <= label_smoothing < 1:
-            raise ValueError(
-                f"`label_smoothing` must lie in [0, 1). Received: {label_smoothing!r}"
-            )
+            raise ValueError(f"`label_smoothing` must lie in [0, 1). Received: {label_smoothing!r}")
         if not z_loss >= 0:
             raise ValueError(f"`z_loss` must be at least 0. Received: {z_loss!r}")
         self.label_smoothing = label_smoothing

@@ -10,6 +10,7 @@ supervised tokens take part.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from typing import Any, NamedTuple
 
 import keras
@@ -17,12 +18,7 @@ from keras import ops
 
 from kerora.training.objective_head import Head, find_head
 
-if keras.backend.backend() == "jax":
-    from kerora.training.objective_jax import token_sums
-elif keras.backend.backend() == "tensorflow":
-    from kerora.training.objective_tensorflow import token_sums
-else:
-    from kerora.training.objective_torch import token_sums
+_backend = importlib.import_module(f"kerora.training.objective_{keras.backend.backend()}")
 
 __all__ = ["Head", "NextTokenSums", "find_head", "next_token_loss"]
 
@@ -99,7 +95,7 @@ def next_token_loss(
     weights = ops.reshape(ops.cast(weights, "float32"), (-1,))
     features, tables = head.factors(ops.reshape(hidden, (-1, width)))
     objective = TokenObjective(label_smoothing, z_loss, head.soft_cap, head.dtype)
-    loss_sum, correct_sum = token_sums(
+    loss_sum, correct_sum = _backend.token_sums(
         features, tables, labels, weights, head.vocabulary_size, objective, gradient
     )
     return NextTokenSums(loss_sum, ops.sum(weights), correct_sum)

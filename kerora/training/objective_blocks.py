@@ -66,6 +66,26 @@ class Forward(NamedTuple):
     gradients: tuple[Any, ...]
 
 
+class Running(NamedTuple):
+    """State of the online softmax over the blocks, for the tokens (T,) of a chunk.
+
+    Attributes:
+        maximum: Largest logit so far, the label's included.
+        other: Largest logit so far, the label's left out.
+        total: Σ exp(logit - maximum), the label's left out.
+        logit_sum: Σ logit, for label smoothing.
+        gradients: Σ exp(logit - maximum) · dlogit/dfeature for each feature, if asked for.
+        uniform: Σ dlogit/dfeature for each feature, for label smoothing.
+    """
+
+    maximum: Any
+    other: Any
+    total: Any
+    logit_sum: Any
+    gradients: tuple[Any, ...]
+    uniform: tuple[Any, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockPasses:
     """The forward and backward pass of one objective.
@@ -131,41 +151,15 @@ class BlockPasses:
 
         The logits of each block are made again, and normalised by `log_partition`.
         """
-        weights = tokens.weights * loss_gradient
+        tokens = tokens._replace(weights=tokens.weights * loss_gradient)
         trains = [table.trainable for table in tables]
 
-        def over_blocks(index: Any, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        def body(index: Any, carry: tuple[Any, ...]) -> tuple[Any, ...]:
             of_features, of_tables = carry
-            start, fresh = self._block_start(index)
-            blocks = [t.block(start, self._block_size) for t in tables]
-
-            def body(row: Any, size: int, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-                of_features, of_blocks = carry
-                features = [_rows(f, row, size) for f in tokens.features]
-                labels, partition, weight = (
-                    _rows(v, row, size) for v in (tokens.labels, log_partition, weights)
-                )
-                columns = start + ops.arange(self._block_size, dtype="int32")
-                error = self._error(features, blocks, columns, labels, partition, weight)
-                error = error if fresh is None else ops.where(fresh(columns), error, 0.0)
-                narrow = ops.cast(error, self.objective.dtype)
-                return (
-                    tuple(
-                        ops.slice_update(
-                            g, (row, 0), _rows(g, row, size) + self.product(narrow, b, 1, 0)
-                        )
-                        for g, b in zip(of_features, blocks, strict=True)
-                    ),
-                    tuple(
-                        g + self.product(narrow, f, 0, 0)
-                        for g, f in zip(of_blocks, _where(trains, features), strict=True)
-                    ),
-                )
-
-            of_blocks = tuple(ops.zeros(b.shape, "float32") for b in _where(trains, blocks))
-            of_features, of_blocks = self._over_chunks(
-                tokens.count, tokens.weights.shape[0], body, (of_features, of_blocks)
+            of_features, of_blocks = self._backward(
+                index, of_features, tokens, tables, log_partition
             )
+            start, _ = self._block_start(index)
             return of_features, tuple(
                 _add_block(g, new, start, table.axis)
                 for g, new, table in zip(of_tables, of_blocks, _where(trains, tables), strict=True)
@@ -173,82 +167,134 @@ class BlockPasses:
 
         of_features = tuple(ops.zeros(f.shape, "float32") for f in tokens.features)
         of_tables = tuple(ops.zeros(t.arrays[0].shape, "float32") for t in _where(trains, tables))
-        of_features, of_tables = ops.fori_loop(
-            0, self._block_count, over_blocks, (of_features, of_tables)
-        )
+        of_features, of_tables = ops.fori_loop(0, self._block_count, body, (of_features, of_tables))
         trained = iter(of_tables)
         return (
-            tuple(
-                ops.cast(g, f.dtype) for g, f in zip(of_features, tokens.features, strict=True)
-            ),
+            tuple(ops.cast(g, f.dtype) for g, f in zip(of_features, tokens.features, strict=True)),
             tuple(
                 ops.cast(next(trained), t.arrays[0].dtype) if t.trainable else None for t in tables
             ),
         )
 
+    def _backward(
+        self,
+        index: Any,
+        of_features: tuple[Any, ...],
+        tokens: Tokens,
+        tables: Sequence[Table],
+        log_partition: Any,
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Add one block's part to the gradients of the features; gradients of its rows."""
+        trains = [table.trainable for table in tables]
+        start, fresh = self._block_start(index)
+        blocks = [t.block(start, self._block_size) for t in tables]
+        columns = start + ops.arange(self._block_size, dtype="int32")
+
+        def body(row: Any, size: int, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+            of_features, of_blocks = carry
+            features = [_rows(f, row, size) for f in tokens.features]
+            labels, partition, weights = (
+                _rows(v, row, size) for v in (tokens.labels, log_partition, tokens.weights)
+            )
+            error = self._error(features, blocks, columns, labels, partition, weights)
+            error = error if fresh is None else ops.where(fresh(columns), error, 0.0)
+            error = ops.cast(error, self.objective.dtype)
+            return (
+                tuple(
+                    ops.slice_update(
+                        g, (row, 0), _rows(g, row, size) + self.product(error, b, 1, 0)
+                    )
+                    for g, b in zip(of_features, blocks, strict=True)
+                ),
+                tuple(
+                    g + self.product(error, f, 0, 0)
+                    for g, f in zip(of_blocks, _where(trains, features), strict=True)
+                ),
+            )
+
+        of_blocks = tuple(ops.zeros(b.shape, "float32") for b in _where(trains, blocks))
+        return self._over_chunks(
+            tokens.count, tokens.weights.shape[0], body, (of_features, of_blocks)
+        )
+
     def _forward(
         self, features: list[Any], labels: Any, tables: Sequence[Table], emits: bool
     ) -> tuple[Any, ...]:
-        smoothing, z_loss = self.objective.label_smoothing, self.objective.z_loss
+        """Loss, rightness and log-partition of each token, and gradients of the features."""
         rows = [ops.cast(t.rows(labels), "float32") for t in tables]
         label_logit = sum(
             ops.sum(ops.cast(f, "float32") * r, 1) for f, r in zip(features, rows, strict=True)
         )
         label_logit, label_slope = self._cap(label_logit)
-
-        def body(index: Any, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            maximum, other, total, logit_sum, grads, uniform = carry
-            start, fresh = self._block_start(index)
-            blocks = [t.block(start, self._block_size) for t in tables]
-            logits, slope = self._cap(self._logits(features, blocks))
-            columns = (start + ops.arange(self._block_size, dtype="int32"))[None, :]
-            if smoothing:
-                # An overlapping last block brings rows that were there before: they count once.
-                new = ops.ones(columns.shape) if fresh is None else ops.cast(fresh(columns), "float32")
-                logit_sum = logit_sum + ops.sum(new * logits, 1)
-                spread = new if slope is None else new * slope
-                uniform = tuple(
-                    u + self.product(ops.cast(spread, b.dtype), b, 1, 0)
-                    for u, b in zip(uniform, blocks, strict=emits)
-                )
-            # The label is left out and added at the end: 1 - p loses no digits where p is near 1.
-            taken = ops.not_equal(columns, labels[:, None])
-            taken = taken if fresh is None else ops.logical_and(taken, fresh(columns))
-            logits = ops.where(taken, logits, float("-inf"))
-            block_maximum = ops.max(logits, 1)
-            higher = ops.maximum(maximum, block_maximum)
-            shrink = ops.exp(maximum - higher)
-            powers = ops.exp(logits - higher[:, None])
-            total = total * shrink + ops.sum(powers, 1)
-            powers = powers if slope is None else powers * slope
-            grads = tuple(
-                g * shrink[:, None] + self.product(ops.cast(powers, b.dtype), b, 1, 0)
-                for g, b in zip(grads, blocks, strict=emits)
-            )
-            return higher, ops.maximum(other, block_maximum), total, logit_sum, grads, uniform
-
         zeros = ops.zeros_like(label_logit)
         grads = tuple(ops.zeros(f.shape, "float32") for f in features) if emits else ()
         width = 1 if self.objective.soft_cap is None else labels.shape[0]
         uniform = tuple(ops.zeros((width, *g.shape[1:]), "float32") for g in grads)
-        carry = (label_logit, zeros + float("-inf"), zeros, zeros, grads, uniform)
-        maximum, other, total, logit_sum, grads, uniform = ops.fori_loop(
-            0, self._block_count, body, carry
+        running = ops.fori_loop(
+            0,
+            self._block_count,
+            lambda index, running: self._absorb(running, index, features, labels, tables),
+            Running(label_logit, zeros + float("-inf"), zeros, zeros, grads, uniform),
         )
+        return self._finish(running, label_logit, label_slope, rows)
+
+    def _absorb(
+        self,
+        running: Running,
+        index: Any,
+        features: list[Any],
+        labels: Any,
+        tables: Sequence[Table],
+    ) -> Running:
+        maximum, other, total, logit_sum, grads, uniform = running
+        start, fresh = self._block_start(index)
+        blocks = [t.block(start, self._block_size) for t in tables]
+        logits, slope = self._cap(self._logits(features, blocks))
+        columns = (start + ops.arange(self._block_size, dtype="int32"))[None, :]
+        # An overlapping last block brings entries that were there before: they count once.
+        is_new = ops.ones(columns.shape, "bool") if fresh is None else fresh(columns)
+        if self.objective.label_smoothing:
+            spread = ops.cast(is_new, "float32")
+            logit_sum = logit_sum + ops.sum(spread * logits, 1)
+            spread = spread if slope is None else spread * slope
+            uniform = tuple(
+                u + self.product(ops.cast(spread, b.dtype), b, 1, 0)
+                for u, b in zip(uniform, blocks, strict=False)
+            )
+        # The label is left out and added at the end: 1 - p loses no digits where p is near 1.
+        is_other = ops.logical_and(is_new, ops.not_equal(columns, labels[:, None]))
+        logits = ops.where(is_other, logits, float("-inf"))
+        block_maximum = ops.max(logits, 1)
+        higher = ops.maximum(maximum, block_maximum)
+        shrink = ops.exp(maximum - higher)
+        powers = ops.exp(logits - higher[:, None])
+        total = total * shrink + ops.sum(powers, 1)
+        powers = powers if slope is None else powers * slope
+        grads = tuple(
+            g * shrink[:, None] + self.product(ops.cast(powers, b.dtype), b, 1, 0)
+            for g, b in zip(grads, blocks, strict=False)
+        )
+        other = ops.maximum(other, block_maximum)
+        return Running(higher, other, total, logit_sum, grads, uniform)
+
+    def _finish(
+        self, running: Running, label_logit: Any, label_slope: Any, rows: list[Any]
+    ) -> tuple[Any, ...]:
+        smoothing, z_loss = self.objective.label_smoothing, self.objective.z_loss
+        maximum, other, total, logit_sum, grads, uniform = running
         label_power = ops.exp(label_logit - maximum)
         partition = total + label_power
         log_partition = maximum + ops.log(partition)
-        loss = log_partition - (1 - smoothing) * label_logit + z_loss * log_partition**2
-        loss = loss - smoothing / self.vocabulary_size * logit_sum
+        share = smoothing / self.vocabulary_size
+        loss = log_partition - (1 - smoothing) * label_logit - share * logit_sum
+        loss = loss + z_loss * log_partition**2
         pull = (1 + 2 * z_loss * log_partition) / partition
         of_label = (2 * z_loss * log_partition * label_power - total) / partition + smoothing
         of_label = of_label if label_slope is None else of_label * label_slope
         grads = tuple(
-            pull[:, None] * g + of_label[:, None] * r for g, r in zip(grads, rows, strict=emits)
+            pull[:, None] * g + of_label[:, None] * r - share * u
+            for g, u, r in zip(grads, uniform, rows, strict=False)
         )
-        if smoothing:
-            share = smoothing / self.vocabulary_size
-            grads = tuple(g - share * u for g, u in zip(grads, uniform, strict=True))
         return loss, label_logit > other, log_partition, grads
 
     def _error(

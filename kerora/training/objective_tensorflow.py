@@ -55,7 +55,9 @@ def token_sums(
 
         return (result.loss_sum, result.correct_sum), backward
 
-    return sums(*features, *(array for table in tables for array in table.arrays))
+    # A variable would be taken for one that the function reads unseen.
+    arrays = [tf.convert_to_tensor(array) for table in tables for array in table.arrays]
+    return sums(*features, *arrays)
 
 
 def _product(a: tf.Tensor, b: tf.Tensor, axis_a: int, axis_b: int) -> tf.Tensor:

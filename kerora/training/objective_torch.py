@@ -29,7 +29,9 @@ def token_sums(
     """Weighted sums of the loss and of right predictions, see `objective.next_token_loss`."""
     supervised = torch.nonzero(weights, as_tuple=True)[0]
     features = tuple(f.index_select(0, supervised) for f in features)
-    sweep = _Sweep(tables, labels[supervised].long(), weights[supervised], vocabulary_size, objective)
+    sweep = _Sweep(
+        tables, labels[supervised].long(), weights[supervised], vocabulary_size, objective
+    )
     arrays = [array for table in tables for array in table.arrays]
     with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
         return _TokenSums.apply(sweep, len(features), *features, *arrays)
@@ -107,32 +109,32 @@ class _Sweep:
         return sums[0].clone(), sums[1].clone(), log_partition, gradients
 
     def _forward(self, features: list[torch.Tensor], chunk: slice, emits: bool) -> Any:
-        smoothing, z_loss = self.objective.label_smoothing, self.objective.z_loss
-        labels = self.labels[chunk]
-        rows = [t.rows(labels).to(self.dtype) for t in self.tables]
-        label_logit = sum(
-            (f.float() * r.float()).sum(1) for f, r in zip(features, rows, strict=True)
-        )
+        smoothing, labels = self.objective.label_smoothing, self.labels[chunk]
+        rows = [t.rows(labels).float() for t in self.tables]
+        label_logit = torch.stack(
+            [(f.float() * r).sum(1) for f, r in zip(features, rows, strict=True)]
+        ).sum(0)
         label_logit, label_slope = self._cap(label_logit)
         maximum, other = label_logit.clone(), torch.full_like(label_logit, -torch.inf)
         total, logit_sum = torch.zeros_like(maximum), torch.zeros_like(maximum)
         grads = [torch.zeros(f.shape, device=f.device) for f in features] if emits else []
-        uniform = [torch.zeros_like(g) for g in grads] if smoothing else []
-        buffer = None
+        uniform = [torch.zeros_like(g) for g in grads]
+        buffer: torch.Tensor | None = None
         for start, blocks in self.blocks():
-            buffer = logits = self._logits(features, blocks, buffer)
-            logits, slope = self._cap(logits)
+            buffer = self._logits(features, blocks, buffer)
+            logits, slope = self._cap(buffer)
             if smoothing:
                 logit_sum += logits.sum(1)
                 for u, block in zip(uniform, blocks, strict=emits):
                     u += block.float().sum(0) if slope is None else _product(slope, block)
+            # The label is left out and added at the end: 1 - p loses no digits where p is near 1.
             _set_at_labels(logits, labels - start, -torch.inf)
             block_maximum = logits.amax(1)
             other = torch.maximum(other, block_maximum)
-            shrink = (maximum - torch.maximum(maximum, block_maximum)).exp_()
-            maximum = torch.maximum(maximum, block_maximum)
+            higher = torch.maximum(maximum, block_maximum)
+            shrink, maximum = (maximum - higher).exp_(), higher
             powers = logits.sub_(maximum[:, None]).exp_()
-            total = total.mul_(shrink).add_(powers.sum(1))
+            total.mul_(shrink).add_(powers.sum(1))
             if emits and slope is not None:
                 powers *= slope
             for grad, block in zip(grads, blocks, strict=emits):
@@ -140,18 +142,27 @@ class _Sweep:
         label_power = (label_logit - maximum).exp_()
         partition = total + label_power
         log_partition = maximum + partition.log()
-        loss = log_partition - (1 - smoothing) * label_logit + z_loss * log_partition**2
-        pull = 1 + 2 * z_loss * log_partition
-        of_label = (2 * z_loss * log_partition * label_power - total) / partition + smoothing
+        pull, of_label = self._weights_of_rows(label_power, total, partition, log_partition)
         if label_slope is not None:
             of_label *= label_slope
-        if smoothing:
-            loss -= smoothing / self.vocabulary_size * logit_sum
-        for grad, row in zip(grads, rows, strict=emits):
-            grad.mul_((pull / partition)[:, None]).addcmul_(of_label[:, None], row.float())
-        for grad, u in zip(grads, uniform, strict=False):
-            grad.sub_(u, alpha=smoothing / self.vocabulary_size)
+        share = smoothing / self.vocabulary_size
+        for grad, row, u in zip(grads, rows, uniform, strict=emits):
+            grad.mul_(pull[:, None]).addcmul_(of_label[:, None], row).sub_(u, alpha=share)
+        loss = log_partition - (1 - smoothing) * label_logit - share * logit_sum
+        loss += self.objective.z_loss * log_partition**2
         return loss, label_logit > other, log_partition, grads
+
+    def _weights_of_rows(
+        self,
+        label_power: torch.Tensor,
+        total: torch.Tensor,
+        partition: torch.Tensor,
+        log_partition: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Factors of `Σ exp(logit)·row` over the other rows, and of the label's own row."""
+        drift = 2 * self.objective.z_loss * log_partition
+        of_label = (drift * label_power - total) / partition + self.objective.label_smoothing
+        return (1 + drift) / partition, of_label
 
     def backward(
         self, features: list[torch.Tensor], log_partition: torch.Tensor, loss_gradient: torch.Tensor
@@ -163,7 +174,7 @@ class _Sweep:
             for t in self.tables
         ]
         weights = self.weights * loss_gradient
-        buffer = None
+        buffer: torch.Tensor | None = None
         for start, blocks in self.blocks():
             rows = slice(start, start + len(blocks[0]))
             for chunk in self.chunks():
@@ -172,16 +183,16 @@ class _Sweep:
                 error = self._error(buffer, start, chunk, log_partition[chunk], weights[chunk])
                 for gradient, block in zip(of_features, blocks, strict=True):
                     _add_product(gradient[chunk], error, block)
-                for table, gradient, f in zip(self.tables, of_tables, narrow, strict=True):
-                    if gradient is not None and table.axis == 0:
-                        _add_product(gradient[rows], error.T, f)
-                    elif gradient is not None:
-                        _add_product(gradient[:, rows], f.T, error)
+                for table, of_table, f in zip(self.tables, of_tables, narrow, strict=True):
+                    if of_table is not None and table.axis == 0:
+                        _add_product(of_table[rows], error.T, f)
+                    elif of_table is not None:
+                        _add_product(of_table[:, rows], f.T, error)
         of_arrays: list[torch.Tensor | None] = []
-        for table, gradient in zip(self.tables, of_tables, strict=True):
+        for table, of_table in zip(self.tables, of_tables, strict=True):
             of_arrays += [None] * len(table.arrays)
-            if gradient is not None:
-                of_arrays[-1] = gradient.to(table.arrays[0].dtype)
+            if of_table is not None:
+                of_arrays[-1] = of_table.to(table.arrays[0].dtype)
         return [g.to(f.dtype) for g, f in zip(of_features, features, strict=True)], of_arrays
 
     def _error(
