@@ -3,8 +3,8 @@
     python -m benchmarks.finetune --model smollm2-135m-instruct --data dolly_5k.jsonl
 
 Every contestant runs in a process of its own and trains on the same rows, slice after slice, taking
-turns, so that a machine whose speed drifts drifts for all. KerasHub's way is given the first rows of
-each slice only, as its rate does not depend on which rows it pads. Rates count real tokens.
+turns, so that a machine whose speed drifts drifts for all. KerasHub's way is given the first rows
+of each slice only, as its rate does not depend on which rows it pads. Rates count real tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ class Worker:
     def __init__(self, label: str, contestant: str, settings: Settings, warm_up: Rows) -> None:
         self.label, self.settings = label, settings
         command = [sys.executable, "-m", "benchmarks.worker", contestant]
+        name = label.replace(" ", "-")
+        handle, self.log = tempfile.mkstemp(prefix=f"benchmark-{name}-")
         self.process = subprocess.Popen(
             [*command, json.dumps(dataclasses.asdict(settings))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=Path(f"/tmp/benchmark-{label}.log".replace(" ", "-")).open("w"),
+            stderr=handle,
             text=True,
         )
         self.about = self.ask(rows=warm_up)
@@ -44,7 +47,7 @@ class Worker:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.label} ended; its output is in /tmp/benchmark-*.log")
+            raise SystemExit(f"{self.label} ended; its output is in {self.log}")
         return json.loads(line)
 
 
@@ -131,8 +134,8 @@ def table(report: dict[str, Any]) -> str:
     body, head = first["parameters"] - first["head_parameters"], first["head_parameters"]
     share = 1.0  # every token is supervised unless the loss covers the response alone
     lines = [
-        "| | real tokens/s (min to max) | kerora is | of matrix peak | peak memory, GB | first step, s "
-        "| held-out loss |",
+        "| | real tokens/s (min to max) | kerora is | of matrix peak | peak memory, GB "
+        "| first step, s | held-out loss |",
         "|---|---|---|---|---|---|---|",
     ]
     for label, r in results.items():

@@ -17,7 +17,7 @@ from keras import ops
 
 from kerora.training.attention import training_attention
 from kerora.training.losses import TokenLoss
-from kerora.training.objective import find_head, next_token_loss
+from kerora.training.objective import Head, find_head, next_token_loss
 
 Reduction = Literal["tokens", "positions", "sum"]
 _REDUCTIONS: dict[str, Reduction] = {
@@ -92,14 +92,14 @@ class StepModel(keras.Model):
         if not self._in_step:
             return super().call(inputs, *args, **kwargs)
         with training_attention(self.backbone, inputs["padding_mask"]):
-            if self._on_hidden_states:
+            if self._step_head() is not None:
                 return self.backbone(inputs, training=kwargs.get("training"))
             return super().call(inputs, *args, **kwargs)
 
-    @property
-    def _on_hidden_states(self) -> bool:
+    def _step_head(self) -> Head | None:
+        """The head of a step on hidden states; None for one on logits, and outside of steps."""
         wanted = self._in_step and self._compiled.objective is not None
-        return wanted and find_head(self) is not None
+        return find_head(self) if wanted else None
 
     @contextlib.contextmanager
     def _step(self) -> Iterator[None]:
@@ -125,19 +125,18 @@ class StepModel(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        if not self._on_hidden_states:
+        head, objective = self._step_head(), self._compiled.objective
+        if head is None or objective is None:
             loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-            self._report_step(x, sample_weight, loss)
+            self._report_step(x, loss)
             return loss
-        objective = self._compiled.objective
-        assert objective is not None
         weights = ops.ones(ops.shape(y)) if sample_weight is None else sample_weight
         weights = ops.cast(weights, "float32")
         sums = next_token_loss(
             y_pred,
             y,
             weights,
-            find_head(self),
+            head,
             label_smoothing=objective.label_smoothing,
             z_loss=objective.z_loss,
             gradient=training,
@@ -150,11 +149,11 @@ class StepModel(keras.Model):
         loss = sums.loss_sum / _divisor(objective.reduction, y, sums.weight_sum)
         for extra in self.losses:
             loss = loss + ops.sum(ops.cast(extra, "float32"))
-        self._report_step(x, weights, loss)
+        self._report_step(x, loss)
         return loss
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        if not self._on_hidden_states:
+        if self._step_head() is None:
             return super().compute_metrics(x, y, y_pred, sample_weight)
         # Keras builds its container of metrics at their first update, which hidden states pass by.
         container = self._compile_metrics
@@ -172,7 +171,7 @@ class StepModel(keras.Model):
             self.train_function = None
             self.test_function = None
 
-    def _report_step(self, x: Any, weights: Any, loss: Any) -> None:
+    def _report_step(self, x: Any, loss: Any) -> None:
         if self._in_step and hasattr(self, "step_report"):
             of_loss, of_tokens = self.step_report
             of_loss.update_state(ops.stop_gradient(loss))
