@@ -23,6 +23,7 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from kerora.training.checkpoint_state import (
     read_value,
 )
 from kerora.training.errors import CheckpointError, NonFiniteLoss
+from kerora.training.random_state import read_random_state, write_random_state
 
 KEPT = 2
 _DOCUMENT = "checkpoint.json"
@@ -139,9 +141,21 @@ def _write_values(folder: Path, model: keras.Model, step: int) -> dict[str, Any]
         files[name] = hashlib.sha256(content).hexdigest()
         tensors.clear()
 
+    for kind, entry, value in _values(model, step):
+        if tensors and _total_bytes(tensors) + value.nbytes > _FILE_BYTES:
+            write_file()
+        entries = kinds.setdefault(kind, [])
+        key = f"{kind}.{len(entries):05d}"
+        tensors[key] = value
+        entries.append({"key": key, **entry})
+    write_file()
+    return {"variables": kinds, "files": files}
+
+
+def _values(model: keras.Model, step: int) -> Iterator[tuple[str, Entry, np.ndarray]]:
+    """Kind, description and value of all that a checkpoint holds."""
     for kind, variables in changing_variables(model).items():
-        kinds[kind] = []
-        for place, variable in enumerate(variables):
+        for variable in variables:
             value = read_value(variable)
             if kind == "trainable" and not np.isfinite(value).all():
                 raise NonFiniteLoss(
@@ -150,13 +164,9 @@ def _write_values(folder: Path, model: keras.Model, step: int) -> dict[str, Any]
                     "up to here hold finite ones. A lower learning rate, gradient clipping "
                     "(`global_clipnorm`) or warm-up may help.",
                 )
-            if tensors and _total_bytes(tensors) + value.nbytes > _FILE_BYTES:
-                write_file()
-            key = f"{kind}.{place:05d}"
-            tensors[key] = value
-            kinds[kind].append({"file": len(files), "key": key, **describe(variable)})
-    write_file()
-    return {"variables": kinds, "files": files}
+            yield kind, describe(variable), value
+    for name, state in read_random_state().items():
+        yield "random", {"path": name, "dtype": "uint8", "shape": list(state.shape)}, state
 
 
 def _total_bytes(tensors: dict[str, np.ndarray]) -> int:
@@ -193,14 +203,16 @@ def restore_checkpoint(folder: str | os.PathLike[str], model: keras.Model) -> Ch
     _check_identity(model, document)
     targets = changing_variables(model)
     orders = {
-        kind: match(kind, document["variables"][kind], variables)
+        kind: match(kind, document["variables"].get(kind, []), variables)
         for kind, variables in targets.items()
     }
     for kind, variables in targets.items():
-        saved = document["variables"][kind]
+        saved = document["variables"].get(kind, [])
         for place, variable in zip(orders[kind], variables, strict=True):
             # An array of its own: JAX may take over its memory, and donate it in the next step.
             variable.assign(np.array(contents[saved[place]["key"]]))
+    random = document["variables"].get("random", [])
+    write_random_state({entry["path"]: contents[entry["key"]] for entry in random})
     return _as_checkpoint(path, document)
 
 

@@ -150,7 +150,7 @@ def test_the_learning_rate_is_what_was_given():
 def test_a_transformation_that_needs_the_loss_says_so():
     import optax
 
-    with pytest.raises(ValueError, match="needs more than gradients and parameters.*value"):
+    with pytest.raises(ValueError, match=r"needs more than gradients and parameters.*value"):
         _fit(Optax(optax.polyak_sgd()))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from kerora.training.callbacks.step_callbacks import StepCallback
 from kerora.training.checkpoints import save_checkpoint
+from kerora.training.random_state import read_random_state, write_random_state
 
 
 class CheckpointEvery(StepCallback):
@@ -57,9 +58,16 @@ class CheckpointEvery(StepCallback):
         self._stop_requested = stop_requested
         self._saved_step = start_step
         self._saved_at = time.monotonic()
+        self._random_state = read_random_state()
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._saved_at = time.monotonic()
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        # To get ready, `fit` draws numbers (PyTorch's loader does), in every attempt anew.
+        write_random_state(self._random_state)
+        self._random_state = {}
+        super().on_train_batch_begin(batch, logs)
 
     def between_steps(self, step: int) -> None:
         stop = self._stop_requested is not None and self._stop_requested()
