@@ -33,15 +33,16 @@ def token_sums(
         tables, labels[supervised].long(), weights[supervised], vocabulary_size, objective
     )
     arrays = [array for table in tables for array in table.arrays]
-    with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
-        return _TokenSums.apply(sweep, len(features), *features, *arrays)
+    # Within the function autograd is off, and what it says of its inputs ignores `no_grad`.
+    gradient = gradient and torch.is_grad_enabled()
+    return _TokenSums.apply(sweep, gradient, len(features), *features, *arrays)
 
 
 class _TokenSums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, sweep: _Sweep, count: int, *tensors: torch.Tensor) -> Any:
+    def forward(ctx: Any, sweep: _Sweep, gradient: bool, count: int, *tensors: torch.Tensor) -> Any:
         features = tensors[:count]
-        needs = ctx.needs_input_grad[2:]
+        needs = ctx.needs_input_grad[3:] if gradient else ()
         ctx.sweep, ctx.trainable = sweep, any(needs[count:])
         emits = any(needs) and not ctx.trainable
         loss_sum, correct_sum, log_partition, gradients = sweep.forward(features, emits)
@@ -54,9 +55,9 @@ class _TokenSums(torch.autograd.Function):
     def backward(ctx: Any, loss_gradient: torch.Tensor, _: Any) -> Any:
         *saved, log_partition = ctx.saved_tensors
         if not ctx.trainable:
-            return None, None, *(g * loss_gradient for g in saved), *([None] * ctx.arrays)
+            return None, None, None, *(g * loss_gradient for g in saved), *([None] * ctx.arrays)
         of_features, of_tables = ctx.sweep.backward(saved, log_partition, loss_gradient)
-        return None, None, *of_features, *of_tables
+        return None, None, None, *of_features, *of_tables
 
 
 class _Sweep:

@@ -246,3 +246,21 @@ def test_reverse_dtype():
     reference.embeddings.assign(ops.cast(layer.embeddings, "float32"))
     expected = plain(reference, labels, weights)(ops.convert_to_tensor(hidden))
     np.testing.assert_allclose(ops.convert_to_numpy(got), ops.convert_to_numpy(expected), rtol=1e-5)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="counts the products of PyTorch")
+@pytest.mark.parametrize("mode", ["no gradient", "no_grad"])
+def test_evaluation_takes_one_product_a_block(mode, monkeypatch):
+    import torch
+
+    from kerora.training import objective_torch
+
+    def refuse(*_):
+        raise AssertionError("a product for a gradient that nobody asked for")
+
+    monkeypatch.setattr(objective_torch, "_add_product", refuse)
+    hidden, labels, weights = make_batch()
+    hidden = ops.convert_to_tensor(hidden).requires_grad_()
+    function = ours(make_layer(), labels, weights, gradient=mode != "no gradient")
+    with torch.set_grad_enabled(mode != "no_grad"):
+        assert function(hidden) > 0
