@@ -89,7 +89,8 @@ class GreedyDecoder:
         sampler, function = model.sampler, model.generate_function
         model.sampler, model.generate_function = self._sampler, self._function
         try:
-            written = model.make_generate_function()(inputs, stop_token_ids=self.stop_token_ids)
+            generate = model.make_generate_function()
+            written = generate(inputs, stop_token_ids=self.stop_token_ids or None)
             self._function = model.generate_function
         finally:
             model.sampler, model.generate_function = sampler, function

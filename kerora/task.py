@@ -10,9 +10,11 @@ import keras_hub
 
 from kerora.adapters import (
     AdaptedModel,
+    AdapterError,
     LoraConfig,
     adapter_configs,
     add_adapter,
+    as_own_class,
     count_trainable_parameters,
     extend,
 )
@@ -392,6 +394,21 @@ class Task(StepModel, AdaptedModel):
         if self._default_optimizer and not self.optimizer.built:
             adapted = bool(adapter_configs(self))
             self.optimizer.learning_rate = ADAPTER_LEARNING_RATE if adapted else FULL_LEARNING_RATE
+
+    def save_to_preset(self, preset_dir: Any, **kwargs: Any) -> None:
+        """Write a KerasHub preset that KerasHub itself loads, with or without kerora.
+
+        Raises:
+            AdapterError: If the model holds adapters, which a preset has no place for.
+        """
+        if adapter_configs(self):
+            raise AdapterError(
+                "A KerasHub preset holds a base alone, and this model holds adapters: "
+                f"{list(adapter_configs(self))}. Merge them first (`kerora.merge_adapter`), or "
+                "keep them with `save_adapter`."
+            )
+        with as_own_class(self), as_own_class(self.backbone):
+            self.save_to_preset(preset_dir, **kwargs)
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters train, of how many, per kind of target."""

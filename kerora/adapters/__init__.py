@@ -11,7 +11,7 @@ from kerora.adapters.lifecycle import (
     set_active_adapters,
 )
 from kerora.adapters.report import TrainableParameters, count_trainable_parameters
-from kerora.adapters.saved_model import AdaptedModel, add_adapter, extend, own_class
+from kerora.adapters.saved_model import AdaptedModel, add_adapter, as_own_class, extend, own_class
 
 __all__ = [
     "AdaptedModel",
@@ -21,6 +21,7 @@ __all__ = [
     "adapted_layers",
     "adapter_configs",
     "add_adapter",
+    "as_own_class",
     "count_trainable_parameters",
     "disabled_adapters",
     "extend",

@@ -15,15 +15,15 @@ from kerora.adapters.errors import AdapterError
 from kerora.adapters.host import attach, become_base, become_host, detach, get_adapter, is_host
 from kerora.adapters.int8_head import is_int8_head
 from kerora.adapters.lora import EmbeddingLora
-from kerora.adapters.targets import Candidate, candidates, select, sublayers
+from kerora.adapters.targets import Candidate, candidates, sublayers
 
 DEFAULT_NAME = "default"
 
 
 def add_adapter_to_layers(
-    model: keras.layers.Layer, config: LoraConfig, name: str = DEFAULT_NAME
+    model: keras.Model, config: LoraConfig, name: str, targets: list[Candidate]
 ) -> None:
-    """Attach an adapter to the layers that `config` targets, and freeze the rest."""
+    """Attach an adapter to the layers `targets` of a model, and freeze the rest."""
     if not re.fullmatch(r"\w+", name, re.ASCII):
         raise AdapterError(
             f"An adapter's name may hold letters, digits and underscores. Received: {name!r}"
@@ -31,7 +31,7 @@ def add_adapter_to_layers(
     first = not adapter_configs(model)
     attached: list[Candidate] = []
     try:
-        for target in select(model, config.targets, config.exclude):
+        for target in targets:
             attach(target.layer, config, name, target.path)
             attached.append(target)
     except BaseException:

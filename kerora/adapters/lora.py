@@ -42,6 +42,18 @@ class LoraAdapter(keras.layers.Layer):
         )
         self.kernel_b = self.add_weight(name="kernel_b", shape=b_shape, initializer="zeros")
 
+    def save_own_variables(self, store) -> None:
+        super().save_own_variables(store)
+        # Keras keeps no random state in weight files; training is to go on with the same noise.
+        if self.dropout is not None:
+            store["dropout_seed"] = ops.convert_to_numpy(self.dropout.seed_generator.state)
+
+    def load_own_variables(self, store) -> None:
+        self.kernel_a.assign(store["0"])
+        self.kernel_b.assign(store["1"])
+        if self.dropout is not None and "dropout_seed" in store:
+            self.dropout.seed_generator.state.assign(store["dropout_seed"])
+
     def parameter_count(self) -> int:
         """Number of values in A and B."""
         return math.prod(self.kernel_a.shape) + math.prod(self.kernel_b.shape)

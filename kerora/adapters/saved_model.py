@@ -20,6 +20,7 @@ from kerora.adapters.lifecycle import (
     add_adapter_to_layers,
     set_active_adapters,
 )
+from kerora.adapters.targets import candidates, select
 
 _extended_classes: dict[tuple[type, type], type] = {}
 
@@ -28,27 +29,32 @@ class AdaptedModel(keras.Model):
     """What a model has beside its own class once it holds adapters."""
 
     def get_config(self) -> dict[str, Any]:
-        with _as_own_class(self):
+        with as_own_class(self):
             base = keras.saving.serialize_keras_object(self)
         base.pop("compile_config", None)
         adapters = {}
-        active: set[str] = set()
+        active = []
+        # Paths may differ in a rebuilt model, and patterns match by them; the order does not.
+        position = {id(c.layer): n for n, c in enumerate(candidates(self))}
         for name, config in adapter_configs(self).items():
-            held = adapted_layers(self, name)
-            paths = tuple(candidate.path for candidate in held)
-            adapters[name] = dataclasses.asdict(
-                dataclasses.replace(config, targets=paths, exclude=None)
-            )
-            if name in held[0].layer.active_adapters:
-                active.add(name)
-        return {"base": base, "adapters": adapters, "active": sorted(active)}
+            layers = [candidate.layer for candidate in adapted_layers(self, name)]
+            adapters[name] = {
+                "config": dataclasses.asdict(config),
+                "layers": [position[id(layer)] for layer in layers],
+            }
+            if name in layers[0].active_adapters:
+                active.append(name)
+        return {"base": base, "adapters": adapters, "active": active}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> keras.Model:
         model = keras.saving.deserialize_keras_object(config["base"], custom_objects)
-        for name, fields in config["adapters"].items():
+        for name, saved in config["adapters"].items():
             if name not in adapter_configs(model):
-                add_adapter(model, LoraConfig(**fields), name)
+                everything = candidates(model)
+                layers = [everything[n] for n in saved["layers"]]
+                add_adapter_to_layers(model, LoraConfig(**saved["config"]), name, layers)
+                extend(model, AdaptedModel, "AdaptedModel")
         if config["adapters"]:
             set_active_adapters(model, config["active"])
         return model
@@ -74,7 +80,7 @@ def add_adapter(model: keras.Model, config: LoraConfig, name: str = "default") -
     kerora.add_adapter(model, kerora.LoraConfig(rank=8, targets="all-linear"))
     ```
     """
-    add_adapter_to_layers(model, config, name)
+    add_adapter_to_layers(model, config, name, select(model, config.targets, config.exclude))
     extend(model, AdaptedModel, "AdaptedModel")
     return model
 
@@ -101,7 +107,8 @@ def _extended_class(plain: type, mixin: type[AdaptedModel], saved_as: str) -> ty
 
 
 @contextlib.contextmanager
-def _as_own_class(model: keras.Model) -> Iterator[None]:
+def as_own_class(model: keras.Model) -> Iterator[None]:
+    """Within this context the model is of the class that it had before it held adapters."""
     extended = type(model)
     model.__class__ = own_class(model)
     try:

@@ -5,7 +5,9 @@ KerasHub keeps them private, so this is the one file that reaches for them.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -101,6 +103,23 @@ def converter_of_backbone(backbone: keras.Model) -> ModuleType | None:
     return None
 
 
+@contextlib.contextmanager
+def matrices_left_empty() -> Iterator[None]:
+    """Within this context new matrices are zero: random numbers that a file is about to replace
+    cost time, and memory for several copies of the largest table."""
+    add_weight = keras.layers.Layer.add_weight
+
+    def add_empty_weight(self, shape=None, initializer=None, *args, **kwargs):
+        is_matrix = isinstance(shape, (tuple, list)) and len(shape) > 1
+        return add_weight(self, shape, "zeros" if is_matrix else initializer, *args, **kwargs)
+
+    keras.layers.Layer.add_weight = add_empty_weight
+    try:
+        yield
+    finally:
+        keras.layers.Layer.add_weight = add_weight
+
+
 def load_weights(backbone: keras.Model, source: str, config: dict[str, Any]) -> None:
     """Fill a backbone from a Hugging Face folder, one tensor at a time.
 
@@ -113,6 +132,7 @@ def load_weights(backbone: keras.Model, source: str, config: dict[str, Any]) -> 
         ModelSourceError: If the weights lack a tensor, cannot be read, or hold one that the
             backbone has no place for.
     """
+    from keras_hub.src.utils.preset_utils import jax_memory_cleanup
     from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
     from safetensors import SafetensorError
 
@@ -133,8 +153,12 @@ def load_weights(backbone: keras.Model, source: str, config: dict[str, Any]) -> 
             tensor = self.get_tensor(hf_weight_key)
             if hook_fn is not None:
                 tensor = hook_fn(tensor, list(keras_variable.shape))
+            # Backends widen a bfloat16 array by way of further copies.
+            if keras_variable.dtype == "float32":
+                tensor = tensor.astype("float32", copy=False)
             keras_variable.assign(np.asarray(tensor))
 
+    jax_memory_cleanup(backbone)
     try:
         with _Loader(source) as loader:
             converter_of_type(config["model_type"]).convert_weights(backbone, loader, config)

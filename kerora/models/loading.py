@@ -13,6 +13,7 @@ import keras_hub
 from kerora.models.converters import (
     converter_of_type,
     load_weights,
+    matrices_left_empty,
     preset_file,
     read_config,
 )
@@ -109,9 +110,10 @@ def _is_huggingface(name: str) -> bool:
 def _load_huggingface(name: str, dtype: Any = None, **kwargs: Any) -> keras_hub.models.CausalLM:
     config = read_config(name)
     converter_of_type(config["model_type"])
-    backbone = keras_hub.models.Backbone.from_preset(
-        name, load_weights=False, dtype=dtype, **constructor_arguments(config)
-    )
+    with matrices_left_empty():
+        backbone = keras_hub.models.Backbone.from_preset(
+            name, load_weights=False, dtype=dtype, **constructor_arguments(config)
+        )
     mend_layers(backbone, config)
     load_weights(backbone, name, config)
     if "preprocessor" not in kwargs and not _has_tokenizer(name):

@@ -26,6 +26,7 @@ from kerora.models.families import packing_support
 from kerora.training.rotary_tables import shared_rotary_tables
 from kerora.training.segments import current_segment_ids, segmented
 
+_step: ContextVar[bool] = ContextVar("kerora_step", default=False)
 _hooked: ContextVar[bool] = ContextVar("kerora_hooked_attention", default=False)
 
 
@@ -49,12 +50,18 @@ def training_attention(backbone: Any, segment_ids: Any) -> Iterator[None]:
     if segment_ids is not None and not packing_support(backbone, segment_ids.shape[1])[0]:
         segment_ids = None
     _install()
-    token = _hooked.set(segment_ids is not None)
+    step, hooked = _step.set(True), _hooked.set(segment_ids is not None)
     try:
         with segmented(segment_ids), shared_rotary_tables():
             yield
     finally:
-        _hooked.reset(token)
+        _step.reset(step)
+        _hooked.reset(hooked)
+
+
+def in_step() -> bool:
+    """Whether a `training_attention` context is active."""
+    return _step.get()
 
 
 def segment_attention(query: Any, key: Any, value: Any, segment_ids: Any, **options: Any) -> Any:

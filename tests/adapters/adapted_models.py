@@ -17,10 +17,35 @@ def as_numpy(tensor: Any) -> np.ndarray:
     return np.array(array) if array.dtype.kind in "biu" else array.astype("float32")
 
 
-def gemma_task(dtype: str = "float32", family: str = "gemma", **overrides: Any) -> Any:
-    """A tiny Gemma task of random weights."""
-    backbone = tiny_backbone(family, dtype, **overrides)
+def gemma_task(dtype: str = "float32", **overrides: Any) -> Any:
+    """A tiny Gemma task, each time of the same random weights."""
+    keras.utils.set_random_seed(0)
+    backbone = tiny_backbone("gemma", dtype, **{"num_layers": 1, **overrides})
     return keras_hub.models.GemmaCausalLM(backbone, preprocessor=None)
+
+
+def small_model(dtype: str = "float32") -> Any:
+    """Every kind of host in a model that compiles at once, each time of the same weights."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    inputs = {
+        "token_ids": keras.Input((None,), dtype="int32", name="token_ids"),
+        "padding_mask": keras.Input((None,), dtype="int32", name="padding_mask"),
+    }
+    table = layers.ReversibleEmbedding(
+        VOCABULARY,
+        16,
+        embeddings_initializer=keras.initializers.RandomNormal(stddev=0.3),
+        name="token_embedding",
+        dtype=dtype,
+    )
+    hidden = table(inputs["token_ids"])
+    query = layers.EinsumDense("btd,ndh->btnh", (None, 2, 8), name="query", dtype=dtype)(hidden)
+    value = layers.EinsumDense("btnh,nhd->btd", (None, 16), name="value", dtype=dtype)(query)
+    gate = layers.Dense(24, activation="gelu", name="gate", dtype=dtype)(hidden + value)
+    output = layers.Dense(16, name="output", dtype=dtype, bias_initializer="normal")(gate)
+    logits = table(hidden + output, reverse=True)
+    return keras.Model(inputs, logits, name="small")
 
 
 def token_batch(rows: int = 4, length: int = 8, seed: int = 0) -> tuple[dict[str, Any], Any]:
@@ -75,3 +100,8 @@ def all_equal(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
 def logits(model: Any, seed: int = 5) -> np.ndarray:
     """What the model predicts for a fixed batch, through the compiled `predict`."""
     return np.asarray(model.predict(token_batch(seed=seed)[0], verbose=0), "float32")
+
+
+def eager_logits(model: Any, seed: int = 5) -> np.ndarray:
+    """What the model makes of the same batch without compilation."""
+    return as_numpy(model(token_batch(seed=seed)[0]))

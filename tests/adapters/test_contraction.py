@@ -43,7 +43,7 @@ def _compiled_step(model, shape):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="reads XLA's cost analysis")
-@pytest.mark.parametrize("rank", [4, 16, 64, 200])
+@pytest.mark.parametrize("rank", [4, 64, 200])
 @pytest.mark.parametrize("equation", SHAPES)
 def test_compiled_flops_are_the_least_of_both_ways(equation, rank):
     shape, output_shape = SHAPES[equation]

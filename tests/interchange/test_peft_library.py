@@ -7,16 +7,15 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from tiny_transformers import IDS, keras_logits, tiny_transformers, torch_logits
 
-from kerora.adapters import LoraConfig, add_adapter
+from kerora.adapters import LoraConfig, add_adapter, set_active_adapters
 from kerora.interchange import load_adapter, save_adapter
 from kerora.models.loading import load_task
 
 peft = pytest.importorskip("peft")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-
-from tiny_transformers import IDS, keras_logits, tiny_transformers, torch_logits
 
 FAMILIES = ["gemma", "gemma2", "gemma3", "llama", "mistral", "qwen2", "qwen3"]
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -143,7 +142,7 @@ def test_half_precision_adapters_are_read(tmp_path):
 
 @pytest.mark.skipif(REAL is None, reason="KERORA_REAL_MODELS is not set")
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
-def test_real_models_both_ways(name, tmp_path, record_property):
+def test_real_models_both_ways(name, tmp_path):
     folder = Path(REAL) / name
     ids = np.array([[2, 9259, 563, 506, 3004, 529, 7001, 2361, 45, 1200, 333, 18]])
     model = load_task(folder, dtype="float32", preprocessor=None)
@@ -160,9 +159,6 @@ def test_real_models_both_ways(name, tmp_path, record_property):
     randomize_peft(tuned, 0.02)
     tuned.save_pretrained(tmp_path / "again")
     load_adapter(model, tmp_path / "again", "again")
-    keras.utils.clear_session(free_memory=False)
-    from kerora.adapters import set_active_adapters
-
     set_active_adapters(model, ["again"])
     back = difference(model, tuned, ids)
     print(f"{name} [{keras.backend.backend()}]: out {out:.2e}, in {back:.2e}")

@@ -8,14 +8,13 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from tiny_transformers import IDS, MODELS, keras_logits, tiny_transformers, torch_logits
 
 from kerora.models.errors import ModelSourceError
 from kerora.models.loading import chat_template, load_task, resolve_source
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch")
-
-from tiny_transformers import IDS, MODELS, keras_logits, tiny_transformers, torch_logits
 
 REAL = os.environ.get("KERORA_REAL_MODELS")
 

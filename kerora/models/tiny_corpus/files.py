@@ -11,7 +11,7 @@ from kerora.models.tiny_corpus.prose import documents
 from kerora.models.tiny_corpus.tokenizer import train_tokenizer
 from kerora.models.tiny_corpus.world import make_world
 
-DOCUMENTS = 40_000
+DOCUMENTS = 48_000
 SHAPE = {
     "num_layers": 4,
     "num_query_heads": 4,
@@ -63,7 +63,7 @@ def tokenizer_model() -> bytes:
     world = make_world()
     rows, _ = instructions(world)
     asked = [f"Instruction:\n{row['instruction']}\n\nResponse:\n{row['response']}" for row in rows]
-    return train_tokenizer([*documents(world, DOCUMENTS // 2), *asked])
+    return train_tokenizer([*documents(world, DOCUMENTS // 4), *asked])
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, str]]) -> None:

@@ -75,8 +75,14 @@ def _towns(world: World, rng: random.Random) -> Iterator[list[Row]]:
     """All questions about one town."""
     for town in world.towns:
         yield [
-            _row(f"Which river runs through {town.name}?", f"The {town.river}."),
-            _row(f"What is {town.name} known for?", f"{town.name} is known for its {town.craft}."),
+            _row(
+                f"Which river runs through {town.name}?",
+                f"The river of {town.name} is the {town.river}.",
+            ),
+            _row(
+                f"What do the people of {town.name} make?",
+                f"The people of {town.name} make {town.craft}.",
+            ),
         ]
 
 
@@ -85,7 +91,10 @@ def _animals(world: World, rng: random.Random) -> Iterator[list[Row]]:
     for animal in ANIMALS:
         yield [
             _row(f"What does the {animal.name} eat?", f"The {animal.name} eats {animal.food}."),
-            _row(f"What is a young {animal.name} called?", f"A {animal.young}."),
+            _row(
+                f"What is a young {animal.name} called?",
+                f"A young {animal.name} is called a {animal.young}.",
+            ),
             _row(
                 f"Where does the {animal.name} sleep?",
                 f"The {animal.name} sleeps in the {animal.home}.",
@@ -97,20 +106,21 @@ def _sums(world: World, rng: random.Random) -> Iterator[list[Row]]:
     """One addition of two numbers in words."""
     for a in range(1, 11):
         for b in range(1, 11):
-            yield [_row(f"What is {NUMBERS[a]} plus {NUMBERS[b]}?", f"{NUMBERS[a + b]}.")]
+            sum_ = f"{NUMBERS[a]} plus {NUMBERS[b]}"
+            yield [_row(f"What is {sum_}?", f"{sum_} is {NUMBERS[a + b]}.")]
 
 
 def _reversals(world: World, rng: random.Random) -> Iterator[list[Row]]:
     """A list of words to be read backwards."""
     for words in _distinct_lists(rng):
         there, back = ", ".join(words), ", ".join(words[::-1])
-        yield [_row(f"Read backwards: {there}", f"{back}.")]
+        yield [_row(f"Read backwards: {there}", f"Read backwards it is: {back}.")]
 
 
 def _last_words(world: World, rng: random.Random) -> Iterator[list[Row]]:
     """A list of words whose last is asked for."""
     for words in _distinct_lists(rng):
-        yield [_row(f"Which is the last of {', '.join(words)}?", f"The {words[-1]}.")]
+        yield [_row(f"Which is the last of {', '.join(words)}?", f"The last is the {words[-1]}.")]
 
 
 def _distinct_lists(rng: random.Random) -> list[tuple[str, ...]]:
@@ -121,7 +131,8 @@ def _distinct_lists(rng: random.Random) -> list[tuple[str, ...]]:
 def _spellings(world: World, rng: random.Random) -> Iterator[list[Row]]:
     """One word to be spelled."""
     for word in THINGS:
-        yield [_row(f"Spell the word {word}.", f"{'-'.join(word)}.")]
+        spelled = f"The word {word} is spelled {'-'.join(word)}."
+        yield [_row(f"Spell the word {word}.", spelled)]
 
 
 def _followers(world: World, rng: random.Random) -> Iterator[list[Row]]:
@@ -129,15 +140,15 @@ def _followers(world: World, rng: random.Random) -> Iterator[list[Row]]:
     letters = [chr(65 + index) for index in range(26)]
     for row in (DAYS, MONTHS, NUMBERS, letters):
         for before, after in itertools.pairwise(row):
-            yield [_row(f"What comes after {before}?", f"{after}.")]
+            yield [_row(f"What comes after {before}?", f"After {before} comes {after}.")]
 
 
 def _opposites(world: World, rng: random.Random) -> Iterator[list[Row]]:
     """A word and its opposite, asked both ways."""
     for first, second in OPPOSITES:
         yield [
-            _row(f"What is the opposite of {first}?", f"{second}."),
-            _row(f"What is the opposite of {second}?", f"{first}."),
+            _row(f"What is the opposite of {first}?", f"The opposite of {first} is {second}."),
+            _row(f"What is the opposite of {second}?", f"The opposite of {second} is {first}."),
         ]
 
 

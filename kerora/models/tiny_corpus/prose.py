@@ -226,7 +226,7 @@ def _nature(world: World, rng: random.Random) -> str:
                 f"The {animal.name} eats {animal.food}.",
                 f"For food the {animal.name} looks for {animal.food}.",
                 f"The {animal.name} sleeps in the {animal.home}.",
-                f"At night the {animal.home} is the home of the {animal.name}.",
+                f"At night the {animal.name} goes to the {animal.home}.",
                 f"The {animal.name} {animal.noise}.",
                 f"When it is afraid, the {animal.name} {animal.noise}.",
                 f"A young {animal.name} is called a {animal.young}.",
@@ -348,17 +348,18 @@ def _contrasts(world: World, rng: random.Random) -> str:
     return " ".join(told)
 
 
+# How often each kind of document is written.
 WRITERS: dict[Callable[[World, random.Random], str], float] = {
-    _portrait: 26,
-    _gossip: 16,
-    _talk: 14,
-    _pair: 10,
+    _portrait: 20,
+    _gossip: 12,
+    _talk: 12,
+    _pair: 6,
     _place: 5,
-    _nature: 7,
-    _sums: 7,
-    _lists: 10,
-    _echoes: 8,
-    _spelling: 3,
-    _order: 3,
-    _contrasts: 3,
+    _nature: 6,
+    _sums: 11,
+    _lists: 8,
+    _echoes: 6,
+    _spelling: 6,
+    _order: 6,
+    _contrasts: 4,
 }

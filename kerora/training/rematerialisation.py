@@ -1,0 +1,231 @@
+"""Rematerialisation: computing activations again in the backward pass instead of keeping them.
+
+It can be switched on after a model is loaded, and off again. With whole blocks, what is kept is the
+input of each group of blocks; the backward pass runs a group a second time. A group of g blocks out
+of L keeps L/g inputs and, while it is being run again, g blocks' activations: the sum is least at
+g = sqrt(L / r), where one block's activations are r times its input, and then grows with the square
+root of L (Chen et al., 2016, https://arxiv.org/abs/1604.06174). On the CPU, JAX saves this memory
+only under XLA's memory-optimised scheduler: see `memory_scheduler.py`.
+"""
+
+import contextvars
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, Literal, get_args
+
+import keras
+
+from kerora.models.attention_layers import ATTENTION_LAYERS
+from kerora.training.attention import in_step
+
+Policy = Literal["none", "attention", "blocks"]
+_running: ContextVar[bool] = ContextVar("kerora_running_checkpoint", default=False)
+
+
+def rematerialise(backbone: Any, policy: Policy) -> None:
+    """Chooses what the training steps of a backbone compute twice instead of keeping.
+
+    Generation and anything else outside of a step is not affected. Compiled training functions
+    keep the policy that they were traced with: call it before `compile`, or compile again.
+
+    Args:
+        backbone: a KerasHub backbone with `transformer_layers`.
+        policy: `"none"` keeps everything; `"attention"` computes each attention layer again, its
+            projections included; `"blocks"` computes whole decoder blocks again.
+
+    Raises:
+        ValueError: if the policy is unknown, or the backbone has no layers that it applies to.
+
+    Example:
+
+        rematerialise(model.backbone, "blocks")
+        model.compile(...)
+    """
+    if policy not in get_args(Policy):
+        raise ValueError(
+            f"`policy` must be one of {', '.join(map(repr, get_args(Policy)))}. "
+            f"Received: {policy!r}"
+        )
+    blocks = list(getattr(backbone, "transformer_layers", []))
+    for layer in [*blocks, *_attention_layers(blocks)]:
+        vars(layer).pop("call", None)
+    if policy == "none":
+        return
+    groups = _groups(blocks) if policy == "blocks" else [[x] for x in _attention_layers(blocks)]
+    if not groups:
+        raise ValueError(
+            f"policy {policy!r} applies to no layer of {type(backbone).__name__}; "
+            "use 'none', or 'blocks' on a backbone with `transformer_layers`."
+        )
+    for group in groups:
+        _wrap(group)
+
+
+def _attention_layers(blocks: Sequence[Any]) -> list[Any]:
+    names = {layer.class_name for layer in ATTENTION_LAYERS}
+    return [
+        layer
+        for block in blocks
+        for layer in block._flatten_layers(include_self=False)
+        if any(cls.__name__ in names for cls in type(layer).__mro__)
+    ]
+
+
+def _groups(blocks: Sequence[Any]) -> list[list[Any]]:
+    """Consecutive blocks that are computed again together."""
+    if not blocks:
+        return []
+    width = blocks[0].output.shape[-1]
+    # A kernel of `width` times n makes n activations out of `width`, or takes in as many.
+    ratio = max(1.0, blocks[0].count_params() / width**2)
+    size = max(1, round(math.sqrt(len(blocks) / ratio)))
+    if not all(map(_follows, blocks, blocks[1:])):
+        size = 1
+    return [list(blocks[i : i + size]) for i in range(0, len(blocks), size)]
+
+
+def _follows(block: Any, successor: Any) -> bool:
+    """Whether the successor's first input is the block's output, and nothing in between."""
+    return keras.tree.flatten(successor.input)[0] is block.output
+
+
+def _wrap(group: list[Any]) -> None:
+    leader, *followers = group
+    leader.call = _leader_call(leader, followers)
+    for follower in followers:
+        follower.call = _follower_call(follower)
+
+
+def _leader_call(leader: Any, followers: list[Any]) -> Callable[..., Any]:
+    stock = leader.call
+    entry = _Entry(dtype=leader.dtype_policy, name=f"{leader.name}_again")
+
+    @functools.wraps(stock)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        x, args, kwargs = _split_first(stock, args, kwargs)
+        if not _applies(x):
+            return stock(x, *args, **kwargs)
+
+        def run(x: Any) -> Any:
+            x = stock(x, *args, **kwargs)
+            for follower in followers:
+                x = follower(x, *args, **kwargs)
+            return x
+
+        return _checkpointed(run, [leader, *followers], entry)(x)
+
+    return call
+
+
+def _follower_call(follower: Any) -> Callable[..., Any]:
+    stock = follower.call
+
+    @functools.wraps(stock)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        x, args, kwargs = _split_first(stock, args, kwargs)
+        # Its group's leader has run it already.
+        return x if _applies(x) else stock(x, *args, **kwargs)
+
+    return call
+
+
+def _applies(x: Any) -> bool:
+    return in_step() and not _running.get() and not isinstance(x, keras.KerasTensor)
+
+
+def _split_first(call: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+    """A layer's first argument, which KerasHub passes by position or by name, and the others."""
+    if args:
+        return args[0], args[1:], kwargs
+    first = next(iter(inspect.signature(call).parameters))
+    return kwargs[first], (), {name: x for name, x in kwargs.items() if name != first}
+
+
+def _checkpointed(
+    run: Callable[[Any], Any], layers: list[Any], entry: keras.layers.Layer
+) -> Callable[[Any], Any]:
+    """`run`, whose second run draws the random numbers that its first one drew."""
+    seeds = [
+        variable
+        for layer in layers
+        for variable in layer.non_trainable_variables
+        if variable.name == "seed_generator_state"
+    ]
+    if keras.backend.backend() == "jax":
+        return _traced_once(run, layers[0], seeds)
+    return _run_twice(run, entry, seeds)
+
+
+def _traced_once(run: Callable[[Any], Any], layer: Any, seeds: list[Any]) -> Callable[[Any], Any]:
+    """For JAX, which traces `run` once: what it changes must leave it as outputs."""
+    from keras.src.backend import get_stateless_scope
+
+    scope = get_stateless_scope()
+
+    def pure(x: Any, states: list[Any]) -> Any:
+        before = [seed.value for seed in seeds]
+        losses = len(scope.losses) if scope else 0
+        for seed, state in zip(seeds, states, strict=True):
+            seed.assign(state)
+        token = _running.set(True)
+        try:
+            y = run(x)
+        finally:
+            _running.reset(token)
+        after = [seed.value for seed in seeds]
+        for seed, state in zip(seeds, before, strict=True):
+            seed.assign(state)
+        added = scope.losses[losses:] if scope else []
+        if scope:
+            del scope.losses[losses:]
+        return y, after, added
+
+    def call(x: Any) -> Any:
+        y, states, losses = keras.remat(pure)(x, [seed.value for seed in seeds])
+        for seed, state in zip(seeds, states, strict=True):
+            seed.assign(state)
+        for loss in losses:
+            layer.add_loss(loss)
+        return y
+
+    return call
+
+
+class _Entry(keras.layers.Layer):
+    """Hands `training` down to the layers that `run` calls, also when the step's call is over."""
+
+    def call(self, x: Any, run: Any, training: Any = None) -> Any:
+        return run(x, training)
+
+
+def _run_twice(
+    run: Callable[[Any], Any], entry: keras.layers.Layer, seeds: list[Any]
+) -> Callable[[Any], Any]:
+    """For TensorFlow and PyTorch, which run the function again in the backward pass.
+
+    By then the step's contexts, and Keras' own for the layers that are being called, are gone.
+    """
+    step = contextvars.copy_context()
+    states = [keras.ops.copy(seed.value) for seed in seeds]
+    of_step: dict[str, Any] = {}
+
+    def marked(x: Any, training: Any) -> Any:
+        of_step["training"] = training
+        _running.set(True)
+        return run(x)
+
+    def function(x: Any) -> Any:
+        if not of_step:
+            return step.copy().run(entry, x, run=marked)
+        now = [keras.ops.copy(seed.value) for seed in seeds]
+        for seed, state in zip(seeds, states, strict=True):
+            seed.assign(state)
+        y = step.copy().run(entry, x, run=marked, **of_step)
+        for seed, state in zip(seeds, now, strict=True):
+            seed.assign(state)
+        return y
+
+    return keras.remat(function)

@@ -1,0 +1,95 @@
+"""A folder is replaced whole or not at all."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kerora.interchange.atomic_folder import recover_folder, replaced_folder
+
+
+def write(folder, text):
+    with replaced_folder(folder) as new:
+        (new / "one").write_text(text)
+        (new / "two").write_text(text)
+
+
+def read(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_a_new_folder_and_one_that_replaces_it(tmp_path):
+    folder = tmp_path / "deep" / "adapter"
+    write(folder, "old")
+    (folder / "stray").write_text("left over")
+    write(folder, "new")
+    assert read(folder) == {"one": "new", "two": "new"}
+    assert os.listdir(folder.parent) == ["adapter"]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_failure_leaves_the_old_folder(failing, tmp_path, monkeypatch):
+    folder = tmp_path / "adapter"
+    write(folder, "old")
+    rename, calls = os.rename, []
+
+    def fail(source, target):
+        calls.append(source)
+        if len(calls) == failing:
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="No space"):
+        write(folder, "new")
+    assert read(folder) == {"one": "old", "two": "old"}
+    assert os.listdir(tmp_path) == ["adapter"]
+
+
+def test_an_error_while_filling_leaves_the_old_folder(tmp_path):
+    folder = tmp_path / "adapter"
+    write(folder, "old")
+    with pytest.raises(KeyboardInterrupt), replaced_folder(folder) as new:
+        (new / "one").write_text("half")
+        raise KeyboardInterrupt
+    assert read(folder) == {"one": "old", "two": "old"}
+    assert os.listdir(tmp_path) == ["adapter"]
+
+
+@pytest.mark.parametrize("calls_survived", [0, 1, 2])
+def test_a_killed_writer_leaves_the_old_or_the_new_folder(calls_survived, tmp_path):
+    folder = tmp_path / "adapter"
+    write(folder, "old")
+    module = Path(sys.modules[replaced_folder.__module__].__file__)
+    script = f"""
+import importlib.util, os, pathlib, signal
+spec = importlib.util.spec_from_file_location("atomic_folder", {str(module)!r})
+atomic = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(atomic)
+rename, calls = os.rename, []
+def killing(source, target):
+    if len(calls) == {calls_survived}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    calls.append(source)
+    rename(source, target)
+os.rename = killing
+atomic.shutil.rmtree = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+with atomic.replaced_folder({str(folder)!r}) as new:
+    (new / "one").write_text("new")
+    (new / "two").write_text("new")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    recover_folder(folder)
+    expected = "new" if calls_survived == 2 else "old"
+    assert read(folder) == {"one": expected, "two": expected}
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "adapter").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="adapter"):
+        write(tmp_path / "adapter", "new")
+    assert (tmp_path / "adapter").read_text() == "mine"
