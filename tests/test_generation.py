@@ -11,6 +11,7 @@ from tiny_backbones import tiny_backbone
 from kerora.generation import GreedyDecoder
 
 NEW_TOKENS = 6
+LENGTH = 80
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,11 @@ def step_by_step(model, prompt, stop):
     """The likeliest next token of the whole text so far, again and again."""
     tokens = list(prompt)
     while len(tokens) < len(prompt) + NEW_TOKENS:
-        inputs = {"token_ids": np.array([tokens]), "padding_mask": np.ones((1, len(tokens)), int)}
-        logits = keras.ops.convert_to_numpy(model(inputs))[0, -1]
+        # One shape for all: what stands behind the text is not seen.
+        padded = np.zeros((1, LENGTH), "int32")
+        padded[0, : len(tokens)] = tokens
+        inputs = {"token_ids": padded, "padding_mask": np.ones((1, LENGTH), "int32")}
+        logits = keras.ops.convert_to_numpy(model(inputs))[0, len(tokens) - 1]
         if int(logits.argmax()) in stop:
             break
         tokens.append(int(logits.argmax()))
