@@ -46,6 +46,7 @@ class MetricsLog(StepCallback):
         self._rates: dict[int, float | None] = {}
         self._rate_reader: LearningRateReader | None = None
         self._rate_step = start_step
+        self._reached: dict[int, float] = {}
         self._recent: collections.deque[tuple[float, float]] = collections.deque(
             maxlen=_RATE_WINDOW
         )
@@ -64,6 +65,7 @@ class MetricsLog(StepCallback):
         super().on_train_batch_begin(batch, logs)
         assert self._rate_reader is not None
         step = self._epoch_start + batch
+        self._reached[step] = time.monotonic()
         # Within `fit` on JAX the variables are empty but where someone has brought them back.
         if getattr(self.model, "_jax_state_synced", True):
             self._rate_reader.refresh()
@@ -71,7 +73,8 @@ class MetricsLog(StepCallback):
         self._rates[step + 1] = self._rate_reader.at(step - self._rate_step)
 
     def after_step(self, step: int, logs: dict[str, Any]) -> None:
-        now = time.monotonic()
+        # Logs come late and several at once; the time is that at which the step was left.
+        now = self._reached.pop(step, time.monotonic())
         tokens = logs.get("step_tokens")
         first_time = self._recent[0][0]
         self._recent.append((now, tokens or 0.0))

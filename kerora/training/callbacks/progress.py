@@ -49,15 +49,17 @@ class Progress(StepCallback):
             )
             self._bar.start()
 
+    def between_steps(self, step: int) -> None:
+        if self._first_step_at is None:  # the first step compiles; speed is that of the others
+            self._first_step_at, self._first_step = time.monotonic(), step
+
     def after_step(self, step: int, logs: dict[str, Any]) -> None:
         now = time.monotonic()
-        if self._first_step_at is None:  # the first step compiles; speed is that of the others
-            self._first_step_at, self._first_step = now, step
-        else:
+        if self._first_step_at is not None and step > self._first_step:
             self._tokens += logs.get("step_tokens", 0.0)
         loss = logs.get("step_loss", logs.get("loss", float("nan")))
         text = f"loss {loss:.4f}"
-        elapsed = now - self._first_step_at
+        elapsed = 0.0 if self._first_step_at is None else now - self._first_step_at
         if self._tokens and elapsed > 0:
             text += f"  {self._tokens / elapsed:,.0f} tokens/s"
         if self._bar is not None:
@@ -69,7 +71,7 @@ class Progress(StepCallback):
             self._console.print(f"step {step}/{self.total_steps}  {text}", highlight=False)
 
     def _seconds_left(self, step: int, elapsed: float) -> float:
-        done = step - self._first_step
+        done = step - self._first_step if elapsed else 0
         return elapsed / done * (self.total_steps - step) if done else 0.0
 
     def close(self) -> None:
