@@ -206,6 +206,11 @@ class Recipe(_Section):
         default=None, ge=1, description="Times through the data. null: once, unless steps is given."
     )
     optimizer: OptimizerRecipe = OptimizerRecipe()
+    rematerialise: Literal["none", "attention", "blocks"] = Field(
+        default="none",
+        description="What is computed twice instead of kept until the backward pass: less memory "
+        "for more time.",
+    )
     seed: int = Field(
         default=0, ge=0, lt=2**32, description="Of weights, dropout and the rows' order."
     )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from kerora.adapters import count_trainable_parameters
-from kerora.adapters.saved_model import own_class
 from kerora.interchange.atomic_folder import replaced_folder
 from kerora.quiet import quiet
 from kerora.recipe import Recipe
@@ -186,22 +183,9 @@ def save_trained(recipe: Recipe, folder: RunFolder, model: Task) -> Path:
     if recipe.adapter != "none":
         model.save_adapter(folder.adapter)
         return folder.adapter
-    with replaced_folder(folder.model) as new, _as_keras_hub_knows_them(model, model.backbone):
+    with replaced_folder(folder.model) as new:
         model.save_to_preset(str(new))
     return folder.model
-
-
-@contextlib.contextmanager
-def _as_keras_hub_knows_them(*models: keras.Model) -> Iterator[None]:
-    """A preset names classes, and is to be loaded without kerora too."""
-    extended = [type(model) for model in models]
-    for model in models:
-        model.__class__ = own_class(model)
-    try:
-        yield
-    finally:
-        for model, known in zip(models, extended, strict=True):
-            model.__class__ = known
 
 
 def _write_pages(recipe: Recipe, result: RunResult) -> None:

@@ -15,6 +15,7 @@ from kerora.models.loading import chat_template, load_task
 from kerora.recipe import DataRecipe, ModelRecipe, Recipe
 from kerora.task import Task, adapt
 from kerora.training.fit_data import DataOptions, text_batches
+from kerora.training.rematerialisation import rematerialise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,8 @@ def prepare_model(recipe: Recipe) -> Task:
         model.trainable = True
     else:
         add_adapter(model, LoraConfig(**recipe.adapter.model_dump()))
+    if recipe.rematerialise != "none":
+        rematerialise(model.backbone, recipe.rematerialise)
     return model
 
 

@@ -30,7 +30,10 @@ class LoraAdapter(keras.layers.Layer):
         policy = "float32" if compute_dtype == "float32" else f"mixed_{compute_dtype}"
         super().__init__(name=name, dtype=policy)
         self.config = config
-        self.dropout = keras.layers.Dropout(config.dropout) if config.dropout else None
+        # With a seed of its own, or PyTorch would draw from its global generator, which no
+        # checkpoint of Keras holds.
+        seed = random.randint(1, 10**9)
+        self.dropout = keras.layers.Dropout(config.dropout, seed=seed) if config.dropout else None
 
     def _add_factors(
         self, a_shape: tuple[int, ...], b_shape: tuple[int, ...], a_values: np.ndarray

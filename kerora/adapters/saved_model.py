@@ -14,6 +14,7 @@ from typing import Any
 import keras
 
 from kerora.adapters.config import LoraConfig
+from kerora.adapters.errors import AdapterError
 from kerora.adapters.lifecycle import (
     adapted_layers,
     adapter_configs,
@@ -58,6 +59,15 @@ class AdaptedModel(keras.Model):
         if config["adapters"]:
             set_active_adapters(model, config["active"])
         return model
+
+    def quantize(self, mode: Any, *args: Any, **kwargs: Any) -> None:
+        # Keras would pass over the adapted layers without a word.
+        if adapter_configs(self):
+            raise AdapterError(
+                "A model that holds adapters can no longer be quantized. Quantize the model first, "
+                f"then add the adapter. Received: mode={mode!r}"
+            )
+        super().quantize(mode, *args, **kwargs)
 
 
 def add_adapter(model: keras.Model, config: LoraConfig, name: str = "default") -> keras.Model:

@@ -58,7 +58,7 @@ def _share(layer_class: Any) -> None:
         fixed = positions is None and isinstance(start_index, int)
         if tables is None or not fixed or isinstance(inputs, keras.KerasTensor):
             return stock(self, inputs, start_index, positions)
-        sizes = tuple(inputs.shape[1:2]) + (inputs.ndim, inputs.shape[-1], start_index)
+        sizes = (inputs.shape[1], inputs.ndim, inputs.shape[-1], start_index)
         key = (type(self), _config(self), str(getattr(inputs, "device", "")), sizes)
         if key not in tables:
             with _while_tracing():
