@@ -30,6 +30,7 @@ from kerora.models.bundled import bundled_path
 from kerora.task import adapt, from_preset
 from kerora.training import losses, optimizers
 from kerora.training.losses import TokenLoss
+from kerora.training.rematerialisation import rematerialise
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "losses",
     "merge_adapter",
     "optimizers",
+    "rematerialise",
     "remove_adapter",
     "set_active_adapters",
 ]
