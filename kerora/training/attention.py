@@ -50,7 +50,9 @@ def training_attention(backbone: Any, segment_ids: Any) -> Iterator[None]:
     if segment_ids is not None and not packing_support(backbone, segment_ids.shape[1])[0]:
         segment_ids = None
     _install()
-    step, hooked = _step.set(True), _hooked.set(segment_ids is not None)
+    # XLA lays out KerasHub's own attention over several devices; the kernels it cannot divide.
+    spread = keras.distribution.distribution() is not None
+    step, hooked = _step.set(True), _hooked.set(segment_ids is not None and not spread)
     try:
         with segmented(segment_ids), shared_rotary_tables():
             yield

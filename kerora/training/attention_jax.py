@@ -8,10 +8,12 @@ probabilities again. Memory grows with the length of a row, not with its square.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from kerora.training import attention_jax_fused as fused
 
 _MASKED = -1e30
 
@@ -50,11 +52,39 @@ def segment_attention(
     soft_cap: float | None = None,
     window: int | None = None,
     sinks: jax.Array | None = None,
-    block: int | None = None,
+) -> jax.Array:
+    """Causal softmax attention among the tokens of one segment, on the default device.
+
+    Args and returned shape are those of `kerora.training.attention.segment_attention`.
+    """
+    arrays = query, key, value, segment_ids
+    options: dict[str, Any] = {"scale": scale, "soft_cap": soft_cap, "window": window}
+    platform = jax.default_backend()
+    if platform == "cpu":
+        return blockwise_attention(*arrays, **options, sinks=sinks)
+    if platform == "tpu" and fused.splash_fits(query):
+        return fused.splash_attention(*arrays, **options, sinks=sinks)
+    if platform == "gpu" and fused.cudnn_fits(query, soft_cap, sinks):
+        return fused.cudnn_attention(*arrays, scale=scale, window=window)
+    return fused.dense_attention(*arrays, **options, sinks=sinks)
+
+
+def blockwise_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
+    window: int | None = None,
+    sinks: jax.Array | None = None,
+    block: int = 64,
     chunk: int = 4,
 ) -> jax.Array:
+    """`segment_attention` in blocks of `block` queries and keys, `chunk` of them at a time."""
+    segment_ids = jnp.asarray(segment_ids, jnp.int32)
     batch, length = query.shape[:2]
-    block = block or 64
     row_blocks = -(-length // block)
     while batch * row_blocks % chunk:
         chunk -= 1
@@ -65,7 +95,7 @@ def segment_attention(
             jnp.pad(x, [(0, 0), (0, pad), (0, 0), (0, 0)]) for x in (query, key, value)
         )
         segment_ids = jnp.pad(segment_ids, [(0, 0), (0, pad)])
-    out = _attention(shape, query, key, value, segment_ids.astype(jnp.int32), sinks)
+    out = _attention(shape, query, key, value, segment_ids, sinks)
     return out[:, :length]
 
 
