@@ -30,33 +30,30 @@ def outputs(model):
 
 
 def trained(family, config, **kwargs):
-    model = add_adapter(backbone(family, **kwargs), config)
+    return randomized(add_adapter(backbone(family, **kwargs), config))
+
+
+def randomized(model):
     rng = np.random.default_rng(1)
     for variable in model.trainable_variables:
         variable.assign(rng.normal(0, 0.3, variable.shape))
     return model
 
 
-def everything(family):
-    return sorted({candidate.layer.name for candidate in candidates(backbone(family))})
-
-
-@pytest.mark.parametrize(
-    "family", ["gemma", "gemma2", "gemma3", "llama3", "qwen2", "gpt_oss", "phi3", "gpt_neo_x"]
-)
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "llama3", "qwen2", "gpt_neo_x"])
 def test_all_targets_and_biases_come_back_exactly(family, tmp_path):
+    model, other = backbone(family), backbone(family)
+    names = sorted({candidate.layer.name for candidate in candidates(model)})
     config = LoraConfig(
-        rank=2, alpha=3, dropout=0.1, targets=everything(family), exclude="key", bias="all"
+        rank=2, alpha=3.0, dropout=0.1, targets=names, exclude="attention_output", bias="all"
     )
-    if family == "gpt_neo_x":
-        config = LoraConfig(rank=2, targets=everything(family), bias="all")
-    model = trained(family, config)
+    before = outputs(model)
+    randomized(add_adapter(model, config))
+    assert np.abs(outputs(model) - before).max() > 0.1
     save_adapter(model, tmp_path / "adapter")
-    other = backbone(family)
-    assert np.abs(outputs(other) - outputs(model)).max() > 0.1
     load_adapter(other, tmp_path / "adapter")
     np.testing.assert_array_equal(outputs(other), outputs(model))
-    assert adapter_configs(other) == adapter_configs(model)
+    assert adapter_configs(other) == {"default": config}
     paths = [variable.path for variable in model.trainable_variables]
     assert [variable.path for variable in other.trainable_variables] == paths
 
