@@ -11,26 +11,30 @@ model.save_adapter("my_adapter")
 ```
 """
 
+import importlib
 import os
+import sys
+from typing import TYPE_CHECKING, Any
 
 # Keras reads its backend once, when it is first imported.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-from kerora.adapters import (
-    AdapterError,
-    LoraConfig,
-    add_adapter,
-    disabled_adapters,
-    merge_adapter,
-    remove_adapter,
-    set_active_adapters,
-)
-from kerora.data import DataError
-from kerora.models.bundled import bundled_path
-from kerora.task import adapt, from_preset
-from kerora.training import losses, optimizers
-from kerora.training.losses import TokenLoss
-from kerora.training.rematerialisation import rematerialise
+if TYPE_CHECKING:
+    from kerora.adapters import (
+        AdapterError,
+        LoraConfig,
+        add_adapter,
+        disabled_adapters,
+        merge_adapter,
+        remove_adapter,
+        set_active_adapters,
+    )
+    from kerora.data import DataError
+    from kerora.models.bundled import bundled_path
+    from kerora.task import adapt, from_preset
+    from kerora.training import losses, optimizers
+    from kerora.training.losses import TokenLoss
+    from kerora.training.rematerialisation import rematerialise
 
 __version__ = "0.1.0"
 
@@ -51,3 +55,32 @@ __all__ = [
     "remove_adapter",
     "set_active_adapters",
 ]
+
+_HOMES = {
+    "DataError": "kerora.data",
+    "TokenLoss": "kerora.training.losses",
+    "adapt": "kerora.task",
+    "bundled_path": "kerora.models.bundled",
+    "from_preset": "kerora.task",
+    "losses": "kerora.training",
+    "optimizers": "kerora.training",
+    "rematerialise": "kerora.training.rematerialisation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'kerora' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOMES.get(name, "kerora.adapters")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+# Keras takes seconds to import, and the command line says what its options are, or what is wrong
+# with a recipe, without it. Elsewhere it must know kerora's classes to load a `.keras` file.
+if os.path.basename(sys.argv[0]) not in ("kerora", "-m"):
+    importlib.import_module("kerora.task")

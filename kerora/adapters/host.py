@@ -141,12 +141,24 @@ def become_host(layer: keras.layers.Layer) -> None:
     if not isinstance(layer, _Host):
         base: Any = type(layer)
         layer.__class__ = _host_class(base)
+        uncover_quantize(layer)
 
 
 def become_base(layer: keras.layers.Layer) -> None:
     """Undo `become_host` on a layer that holds no adapter."""
     if isinstance(layer, _Host) and not layer.adapter_names:
         layer.__class__ = _base_class(type(layer))
+        layer.__dict__["quantize"] = layer.__dict__.pop("_base_quantize")
+
+
+def uncover_quantize(layer: keras.layers.Layer) -> None:
+    """Let the `quantize` of the class be what `layer.quantize` calls.
+
+    Keras puts a wrapper of its own on each layer, which hides what a class that the layer is given
+    later has; it is kept as `_base_quantize`.
+    """
+    if "quantize" in layer.__dict__:
+        layer.__dict__["_base_quantize"] = layer.__dict__.pop("quantize")
 
 
 def get_adapter(layer: keras.layers.Layer, name: str) -> LoraAdapter:

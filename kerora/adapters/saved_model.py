@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from kerora.adapters.config import LoraConfig
 from kerora.adapters.errors import AdapterError
+from kerora.adapters.host import uncover_quantize
 from kerora.adapters.lifecycle import (
     adapted_layers,
     adapter_configs,
@@ -23,10 +24,17 @@ from kerora.adapters.lifecycle import (
 )
 from kerora.adapters.targets import candidates, select
 
+# A mixin is no subclass of `keras.Model` when it runs: Keras rewrites the bases of those while it
+# builds functional models.
+if TYPE_CHECKING:
+    from keras import Model as _Model
+else:
+    _Model = object
+
 _extended_classes: dict[tuple[type, type], type] = {}
 
 
-class AdaptedModel(keras.Model):
+class AdaptedModel(_Model):
     """What a model has beside its own class once it holds adapters."""
 
     def get_config(self) -> dict[str, Any]:
@@ -67,7 +75,8 @@ class AdaptedModel(keras.Model):
                 "A model that holds adapters can no longer be quantized. Quantize the model first, "
                 f"then add the adapter. Received: mode={mode!r}"
             )
-        super().quantize(mode, *args, **kwargs)
+        quantize: Any = self.__dict__.get("_base_quantize", super().quantize)
+        quantize(mode, *args, **kwargs)
 
 
 def add_adapter(model: keras.Model, config: LoraConfig, name: str = "default") -> keras.Model:
@@ -100,6 +109,7 @@ def extend(model: keras.Model, mixin: type[AdaptedModel], saved_as: str) -> None
     if isinstance(model, mixin):
         return
     model.__class__ = _extended_class(own_class(model), mixin, saved_as)
+    uncover_quantize(model)
 
 
 def own_class(model: keras.Model) -> Any:

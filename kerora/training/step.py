@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 from keras import ops
@@ -18,6 +18,12 @@ from keras import ops
 from kerora.training.attention import training_attention
 from kerora.training.losses import TokenLoss
 from kerora.training.objective import Head, find_head, next_token_loss
+
+# See `kerora.adapters.saved_model`: a mixin must not be a subclass of `keras.Model` when it runs.
+if TYPE_CHECKING:
+    from keras import Model as _Model
+else:
+    _Model = object
 
 Reduction = Literal["tokens", "positions", "sum"]
 _REDUCTIONS: dict[str, Reduction] = {
@@ -79,7 +85,7 @@ def _read_objective(loss: Any) -> Objective | None:
     return None
 
 
-class StepModel(keras.Model):
+class StepModel(_Model):
     """Mixin of a causal language model whose steps run on hidden states and packed rows.
 
     Expects `self.backbone`; `compile` sets `_compiled`.
