@@ -108,7 +108,9 @@ class BlockPasses:
         supervised = ops.cast(ops.not_equal(weights, 0), "int32")
         order = ops.argsort(1 - supervised)
         count = ops.sum(supervised)
-        padding = -labels.shape[0] % self.blocking.remainder
+        # TensorFlow may learn the batch's size only when it runs.
+        length, remainder = labels.shape[0], self.blocking.remainder
+        padding = remainder if length is None else -length % remainder
 
         def arrange(values: Any) -> Any:
             rows = ops.take(values, order, axis=0)
@@ -165,7 +167,7 @@ class BlockPasses:
                 for g, new, table in zip(of_tables, of_blocks, _where(trains, tables), strict=True)
             )
 
-        of_features = tuple(ops.zeros(f.shape, "float32") for f in tokens.features)
+        of_features = tuple(ops.zeros_like(f, dtype="float32") for f in tokens.features)
         of_tables = tuple(ops.zeros(t.arrays[0].shape, "float32") for t in _where(trains, tables))
         of_features, of_tables = ops.fori_loop(0, self._block_count, body, (of_features, of_tables))
         trained = iter(of_tables)
@@ -344,10 +346,12 @@ class BlockPasses:
         start = ops.minimum(first, self.vocabulary_size - self._block_size)
         return start, lambda columns: ops.greater_equal(columns, first)
 
-    def _over_chunks(self, count: Any, length: int, body: Callable[..., Any], carry: Any) -> Any:
+    def _over_chunks(
+        self, count: Any, length: int | None, body: Callable[..., Any], carry: Any
+    ) -> Any:
         chunk, remainder = self.blocking.chunk, self.blocking.remainder
         whole = 0
-        if length >= chunk:
+        if length is None or length >= chunk:
             whole = count // chunk
             carry = ops.fori_loop(0, whole, lambda i, c: body(i * chunk, chunk, c), carry)
         done = whole * (chunk // remainder)
