@@ -82,7 +82,7 @@ def test_a_quantized_host_adds_the_factored_delta(layer_class, mode, dtype):
     layer.build((2, 3, 4))
     layer.quantize(mode)
     base = as_numpy(layer(x, **options))
-    model = keras.Sequential([layer]) if layer_class != "reverse" else _Holder(layer)
+    model = keras.Sequential([layer]) if layer_class != "reverse" else Holder(layer)
     add_adapter(model, LoraConfig(rank=2, alpha=6, targets=layer.name))
     assert np.array_equal(as_numpy(layer(x, **options)), base)
 
@@ -100,7 +100,7 @@ def test_a_quantized_host_adds_the_factored_delta(layer_class, mode, dtype):
     )
 
 
-class _Holder(keras.Model):
+class Holder(keras.Model):
     def __init__(self, *parts):
         super().__init__()
         self.parts = list(parts)
@@ -121,7 +121,7 @@ def test_int8_logits_hand_down_the_gradient_of_the_unrounded_product(tied, cap):
     head.build()
     dense.build((5, 3))
     head.quantize("int8")
-    model = _Holder(dense, head)
+    model = Holder(dense, head)
     add_adapter(model, LoraConfig(rank=2, targets=dense.name))
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(5, 3)).astype("float32"), rng.normal(size=(5, 7)).astype("float32")
