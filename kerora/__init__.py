@@ -62,8 +62,6 @@ _HOMES = {
     "adapt": "kerora.task",
     "bundled_path": "kerora.models.bundled",
     "from_preset": "kerora.task",
-    "losses": "kerora.training",
-    "optimizers": "kerora.training",
     "rematerialise": "kerora.training.rematerialisation",
 }
 
@@ -71,7 +69,10 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'kerora' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_HOMES.get(name, "kerora.adapters")), name)
+    if name in ("losses", "optimizers"):
+        value: Any = importlib.import_module(f"kerora.training.{name}")
+    else:
+        value = getattr(importlib.import_module(_HOMES.get(name, "kerora.adapters")), name)
     globals()[name] = value
     return value
 

@@ -37,7 +37,11 @@ def test_python_snippets_run_in_order(workplace):
     (workplace / "snippets.py").write_text(code, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "snippets.py"],
-        cwd=workplace, env=_environment(), capture_output=True, text=True, timeout=600,
+        cwd=workplace,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -51,7 +55,9 @@ def test_shell_snippets_run_in_order(workplace):
         ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
         cwd=workplace,
         env={**_environment(), "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=900,
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-2000:]
 
