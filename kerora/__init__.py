@@ -16,8 +16,11 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from kerora.cpu_memory import prepare_cpu_memory
+
 # Keras reads its backend once, when it is first imported.
-os.environ.setdefault("KERAS_BACKEND", "jax")
+if os.environ.setdefault("KERAS_BACKEND", "jax") == "jax":
+    prepare_cpu_memory()
 
 if TYPE_CHECKING:
     from kerora.adapters import (

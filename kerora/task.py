@@ -244,7 +244,7 @@ class Task(StepModel, AdaptedModel):
                 `.parquet` or `.txt` path or glob, `"tfds:NAME/SPLIT"`, a Hugging Face data set,
                 `kerora.data.Batches`, or anything that Keras takes.
             y: Responses, where `x` holds the prompts.
-            batch_size: Rows in a batch. Default: as many as make 2,048 positions when packed,
+            batch_size: Rows in a batch. Default: as many as make 1,024 positions when packed,
                 else 8.
             validation_data: As `x`, or a tuple `(x, y)`.
             packing: Whether several examples share a row, with attention and loss confined to

@@ -11,7 +11,7 @@ import keras
 from kerora.data import Batches, DataError, make_batches
 from kerora.models.families import packing_support
 
-DEFAULT_TOKENS_PER_BATCH = 2048
+DEFAULT_TOKENS_PER_BATCH = 1024
 DEFAULT_UNPACKED_ROWS = 8
 
 
@@ -53,7 +53,7 @@ def text_batches(
         task: A KerasHub task with its preprocessor.
         data: Whatever `kerora.data.open_source` reads.
         options: How rows become batches.
-        batch_size: Rows in a batch. Default: as many as make 2,048 positions when packed, else 8.
+        batch_size: Rows in a batch. Default: as many as make 1,024 positions when packed, else 8.
         shuffle: Whether the order is random.
         **arguments: `y`, `sample_weight`, `class_weight` of `make_batches`.
 

@@ -34,8 +34,8 @@ class Blocking:
     block: int
 
 
-# A CPU's block of float32 logits (8 MB) stays in its cache; an accelerator wants large products.
-CPU_BLOCKING = Blocking(chunk=512, remainder=128, block=4096)
+# A CPU's block of float32 logits (2 MB) stays in its cache; an accelerator wants large products.
+CPU_BLOCKING = Blocking(chunk=512, remainder=128, block=1024)
 ACCELERATOR_BLOCKING = Blocking(chunk=2048, remainder=256, block=8192)
 
 

@@ -5,7 +5,7 @@ input of each group of blocks; the backward pass runs a group a second time. A g
 of L keeps L/g inputs and, while it is being run again, g blocks' activations: the sum is least at
 g = sqrt(L / r), where one block's activations are r times its input, and then grows with the square
 root of L (Chen et al., 2016, https://arxiv.org/abs/1604.06174). On the CPU, JAX saves this memory
-only under XLA's memory-optimised scheduler: see `memory_scheduler.py`.
+only under XLA's memory-optimised scheduler: see `kerora/cpu_memory.py`.
 """
 
 import contextvars

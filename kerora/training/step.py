@@ -88,7 +88,7 @@ def _read_objective(loss: Any) -> Objective | None:
 class StepModel(_Model):
     """Mixin of a causal language model whose steps run on hidden states and packed rows.
 
-    Expects `self.backbone`; `compile` sets `_compiled`.
+    Expects `self.backbone` and `self.preprocessor`; `compile` sets `_compiled`.
     """
 
     _compiled: CompiledStep
@@ -114,6 +114,15 @@ class StepModel(_Model):
             yield
         finally:
             self._in_step = False
+
+    def _symbolic_build(self, *args: Any, **kwargs: Any) -> Any:
+        # A preprocessor is called ahead of the model and so never built in Keras' eyes, which then
+        # traces the model at every `fit`.
+        if self.preprocessor is not None:
+            for layer in self.preprocessor._flatten_layers():
+                if not layer.built:
+                    layer.build(None)
+        return super()._symbolic_build(*args, **kwargs)
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         with self._step():
@@ -161,10 +170,11 @@ class StepModel(_Model):
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         if self._step_head() is None:
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        # Keras builds its container of metrics at their first update, which hidden states pass by.
-        container = self._compile_metrics
-        if container is not None and not container.built:
-            container.build(y, y_pred)
+        # Keras builds these at their first use, which hidden states pass by; while they are not
+        # built, every `fit` traces the model once more.
+        for container in (self._compile_metrics, self._compile_loss):
+            if container is not None and not container.built:
+                container.build(y, y_pred)
         return self.get_metrics_result()
 
     def report_steps(self) -> None:

@@ -1,15 +1,13 @@
 """Computing activations again changes memory, not results."""
 
-import os
-
 import keras
 import numpy as np
 import pytest
 from keras import ops
 from tiny_backbones import VOCABULARY, tiny_backbone
 
+from kerora.cpu_memory import MEMORY_SCHEDULER
 from kerora.training.attention import training_attention
-from kerora.training.memory_scheduler import MEMORY_SCHEDULER, schedule_for_memory
 from kerora.training.rematerialisation import _groups, rematerialise
 
 BACKEND = keras.backend.backend()
@@ -154,18 +152,6 @@ def test_generation_and_plain_calls_are_not_affected():
     np.testing.assert_array_equal(ops.convert_to_numpy(backbone(x)), expected)
     rematerialise(backbone, "none")
     assert "call" not in vars(backbone.transformer_layers[0])
-
-
-def test_the_scheduler_is_asked_for_once(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
-    assert schedule_for_memory() and schedule_for_memory()
-    flags = os.environ["XLA_FLAGS"].split()
-    assert flags == [
-        "--xla_cpu_enable_fast_math=false",
-        *[f"--{name}={value}" for name, value in MEMORY_SCHEDULER.items()],
-    ]
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_DEFAULT")
-    assert not schedule_for_memory()
 
 
 def test_unknown_policy_is_refused():

@@ -1,0 +1,56 @@
+"""What JAX on the CPU is asked to do with memory."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from kerora.cpu_memory import MEMORY_SCHEDULER, schedule_for_memory
+
+FAULTS = """
+import resource
+import kerora
+import numpy as np
+
+def fill():
+    np.ones(64 * 2**20, "uint8").sum()
+
+fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    fill()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(**environment):
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS],
+        env={**os.environ, "KERAS_BACKEND": "jax", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux'")
+def test_freed_memory_is_used_again_unless_the_user_has_chosen():
+    pages = 64 * 2**20 // resource.getpagesize()
+    assert page_faults() < pages
+    # NumPy asks for huge pages where the system has them: one fault each 2 MB.
+    assert page_faults(MALLOC_TRIM_THRESHOLD_="131072") > 4 * 32
+
+
+def test_the_scheduler_is_asked_for_once(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    assert schedule_for_memory() and schedule_for_memory()
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags == [
+        "--xla_cpu_enable_fast_math=false",
+        *[f"--{name}={value}" for name, value in MEMORY_SCHEDULER.items()],
+    ]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_DEFAULT")
+    assert not schedule_for_memory()
