@@ -82,28 +82,14 @@ def make_batch(shape: Shape) -> tuple[Any, Any, Any]:
     return x, tokens[:, 1:], np.ones(x["token_ids"].shape, "float32")
 
 
-def temporaries(model: Any, batch: Any) -> int:
-    """Bytes of temporaries of the compiled train step."""
-    import jax
-
-    model._symbolic_build(data_batch=batch)
-    model.optimizer.build(model.trainable_variables)
-    groups = (
-        model.trainable_variables,
-        model.non_trainable_variables,
-        model.optimizer.variables,
-        model.metrics_variables,
-    )
-    state = tuple([variable.value for variable in group] for group in groups)
-    compiled = jax.jit(model.train_step, donate_argnums=0).lower(state, batch).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
-
-
 def measure(shape: Shape, repeats: int) -> dict[str, dict[str, float]]:
     """Seconds of a step (median) and bytes of temporaries, for each contestant."""
+    from benchmarks.compiled_step import compile_train_step
+
     batch = make_batch(shape)
     models = {contestant: make_model(shape, contestant) for contestant in CONTESTANTS}
-    memory = {name: temporaries(model, batch) for name, model in models.items()}
+    steps = {name: compile_train_step(model, batch) for name, model in models.items()}
+    memory = {name: s.memory_analysis().temp_size_in_bytes for name, s in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     rows = len(batch[1])
     for repeat in range(repeats + 1):

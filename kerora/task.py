@@ -11,15 +11,13 @@ import keras_hub
 from kerora.adapters import (
     AdaptedModel,
     AdapterError,
-    LoraConfig,
     adapter_configs,
-    add_adapter,
     as_own_class,
     count_trainable_parameters,
     extend,
 )
-from kerora.adapters.config import Bias
 from kerora.adapters.lifecycle import forget_compiled_functions
+from kerora.backbone import Backbone
 from kerora.data import Batches, is_token_data
 from kerora.interchange import load_adapter, save_adapter
 from kerora.models.loading import chat_template, load_task
@@ -95,61 +93,6 @@ def adapt(model: keras.Model) -> Task:
         config = model._compile_config.config
         model._read_compiled(config["loss"], config.get("metrics"), config["weighted_metrics"])
     return model
-
-
-class Backbone(AdaptedModel):
-    """Mixin of a KerasHub backbone: kerora's `enable_lora`."""
-
-    def enable_lora(
-        self,
-        rank: int,
-        target_layer_names: Any = None,
-        *,
-        alpha: float | None = None,
-        dropout: float = 0.0,
-        targets: Any = None,
-        exclude: Any = None,
-        bias: Bias = "none",
-        name: str = "default",
-    ) -> None:
-        """Freeze the backbone and add a low-rank adapter; a superset of KerasHub's call.
-
-        Args:
-            rank: Inner size of the factors.
-            target_layer_names: KerasHub's name for `targets`.
-            alpha: Scale of the delta; the effective scale is `alpha / rank`. Default: `rank`.
-            dropout: Dropout on the adapter's inputs in training.
-            targets: Layer names, regular expressions, a list of either, or `"all-linear"`.
-                Default: the query and value projections.
-            exclude: Layers to leave out, in the same forms.
-            bias: `"none"`, `"lora_only"` or `"all"`.
-            name: Name of the adapter.
-
-        Raises:
-            AdapterError: If no layer matches or a value is out of range.
-
-        Example:
-        ```python
-        model.backbone.enable_lora(8, alpha=16, targets="all-linear")
-        ```
-        """
-        if targets is not None and target_layer_names is not None:
-            raise ValueError(
-                "`target_layer_names` is KerasHub's name for `targets`; give one of the two. "
-                f"Received: {target_layer_names!r} and {targets!r}"
-            )
-        config = LoraConfig(
-            rank=rank,
-            alpha=alpha,
-            dropout=dropout,
-            targets=targets if targets is not None else target_layer_names,
-            exclude=exclude,
-            bias=bias,
-        )
-        add_adapter(self, config, name)
-        task = self.held_by() if hasattr(self, "held_by") else None
-        if task is not None:
-            forget_compiled_functions(task)
 
 
 class Task(StepModel, AdaptedModel):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 
@@ -23,18 +23,12 @@ from kerora.adapters.lifecycle import (
     set_active_adapters,
 )
 from kerora.adapters.targets import candidates, select
-
-# A mixin is no subclass of `keras.Model` when it runs: Keras rewrites the bases of those while it
-# builds functional models.
-if TYPE_CHECKING:
-    from keras import Model as _Model
-else:
-    _Model = object
+from kerora.model_mixin import ModelMixin
 
 _extended_classes: dict[tuple[type, type], type] = {}
 
 
-class AdaptedModel(_Model):
+class AdaptedModel(ModelMixin):
     """What a model has beside its own class once it holds adapters."""
 
     def get_config(self) -> dict[str, Any]:

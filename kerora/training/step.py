@@ -10,20 +10,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import keras
 from keras import ops
 
+from kerora.model_mixin import ModelMixin
 from kerora.training.attention import training_attention
 from kerora.training.losses import TokenLoss
 from kerora.training.objective import Head, find_head, next_token_loss
-
-# See `kerora.adapters.saved_model`: a mixin must not be a subclass of `keras.Model` when it runs.
-if TYPE_CHECKING:
-    from keras import Model as _Model
-else:
-    _Model = object
 
 Reduction = Literal["tokens", "positions", "sum"]
 _REDUCTIONS: dict[str, Reduction] = {
@@ -85,7 +80,7 @@ def _read_objective(loss: Any) -> Objective | None:
     return None
 
 
-class StepModel(_Model):
+class StepModel(ModelMixin):
     """Mixin of a causal language model whose steps run on hidden states and packed rows.
 
     Expects `self.backbone` and `self.preprocessor`; `compile` sets `_compiled`.

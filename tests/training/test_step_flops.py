@@ -12,13 +12,12 @@ from kerora.training.objective_blocks import CPU_BLOCKING
 if keras.backend.backend() != "jax":
     pytest.skip("reads XLA's cost analysis", allow_module_level=True)
 
-import jax
+from benchmarks.compiled_step import compile_train_step
 
-TOKENS, VOCABULARY = 2048, 4096
+TOKENS, VOCABULARY = 2048, CPU_BLOCKING.block
 # XLA counts the body of a loop once. Here the objective has one block of the vocabulary, one loop
 # over chunks of tokens, and one over what remains of them; of attention a block of each is counted.
 COUNTED = CPU_BLOCKING.chunk + CPU_BLOCKING.remainder
-assert CPU_BLOCKING.block == VOCABULARY
 
 
 def gemma(layers=2):
@@ -54,20 +53,10 @@ def smollm2():
     return llama(layers=8, hidden=576, intermediate=1536, heads=9, key_value_heads=3, tied=True)
 
 
-def compiled_step(model):
-    tokens = np.arange(TOKENS, dtype="int32").reshape(4, -1) + 1
+def batch():
+    tokens = np.arange(TOKENS, dtype="int32").reshape(4, -1) % VOCABULARY
     x = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
-    batch = (x, tokens, np.ones(tokens.shape, "float32"))
-    model._symbolic_build(data_batch=batch)
-    model.optimizer.build(model.trainable_variables)
-    groups = (
-        model.trainable_variables,
-        model.non_trainable_variables,
-        model.optimizer.variables,
-        model.metrics_variables,
-    )
-    state = tuple([variable.value for variable in group] for group in groups)
-    return jax.jit(model.train_step, donate_argnums=0).lower(state, batch).compile()
+    return x, tokens, np.ones(tokens.shape, "float32")
 
 
 def size(variables):
@@ -82,7 +71,7 @@ def test_a_step_costs_what_it_must(make):
     layers = size(model.backbone.weights) - embedding
     model.backbone.enable_lora(4, targets="all-linear")
     adapters = size(model.trainable_variables)
-    flops = compiled_step(model).cost_analysis()["flops"]
+    flops = compile_train_step(model, batch()).cost_analysis()["flops"]
     flops += 4 * head * (TOKENS - COUNTED)
     # Two for the forward pass and two for the gradient of the inputs; none that is not needed:
     # nothing that trains lies before the first layer's query, key and value.
