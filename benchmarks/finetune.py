@@ -132,7 +132,7 @@ def table(report: dict[str, Any]) -> str:
     results = report["results"]
     first = next(iter(results.values()))
     body, head = first["parameters"] - first["head_parameters"], first["head_parameters"]
-    share = 1.0  # every token is supervised unless the loss covers the response alone
+    share = first["supervised_share"]
     lines = [
         "| | real tokens/s (min to max) | kerora is | of matrix peak | peak memory, GB "
         "| first step, s | held-out loss |",

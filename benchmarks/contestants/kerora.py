@@ -34,8 +34,9 @@ class Kerora:
     def train(self, rows: Rows) -> int:
         batches = self._batches(rows, shuffle=True)
         self.model.fit(batches, verbose=0)
-        self.fill = batches.report().fill
-        return batches.report().tokens
+        report = batches.report()
+        self.supervised_share = report.supervised_tokens / report.tokens
+        return report.tokens
 
     def evaluate(self, rows: Rows) -> float:
         return float(
@@ -55,6 +56,7 @@ class Kerora:
             "parameters": parameters.total - parameters.trainable,
             "head_parameters": embedding[0] * embedding[1],
             "trainable": parameters.trainable,
+            "supervised_share": self.supervised_share,
         }
 
 
