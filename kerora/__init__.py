@@ -16,11 +16,13 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from kerora.compilation_cache import keep_compiled_code
 from kerora.cpu_memory import prepare_cpu_memory
 
 # Keras reads its backend once, when it is first imported.
 if os.environ.setdefault("KERAS_BACKEND", "jax") == "jax":
     prepare_cpu_memory()
+    keep_compiled_code()
 
 if TYPE_CHECKING:
     from kerora.adapters import (

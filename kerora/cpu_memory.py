@@ -3,6 +3,9 @@
 XLA allocates the temporaries of a step when it begins, about a gigabyte, and frees them when it
 ends. The C library hands them back to the system, which must find and clear every page again for
 the next step: up to a fifth of its time. Told to keep what was freed, it hands out the same pages.
+That begins with training: what loading a model takes beside the model is to go back.
+
+A step that is dispatched while another runs holds temporaries of its own: steps are run one by one.
 
 XLA also lets operations that do not depend on each other run at the same time on the CPU, so that
 none of them may use another's memory: what rematerialisation computes again then saves nothing, and
@@ -11,6 +14,7 @@ nothing.
 """
 
 import ctypes
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -25,11 +29,21 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def prepare_cpu_memory() -> None:
-    """Does both on a machine where JAX has no accelerator. Call before JAX's first computation."""
+    """Asks for all that must be asked for before JAX's first computation.
+
+    On a machine where JAX has an accelerator, nothing.
+    """
     if _accelerated():
         return
     schedule_for_memory()
-    keep_freed_memory()
+    os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update(
+            "jax_cpu_enable_async_dispatch",
+            os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"].lower() in ("1", "true"),
+        )
+    # A heap of a thread's own cannot hold large blocks: they would be mapped and unmapped.
+    _tell_allocator((_ARENA_MAX, 1))
 
 
 def schedule_for_memory() -> bool:
@@ -49,25 +63,42 @@ def schedule_for_memory() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory for the process, in one heap for all threads.
+    """Tells the C library to keep freed memory for the process; where JAX has no accelerator.
 
     Returns:
-        Whether it was told: not on other systems, and not where a `MALLOC_` variable or
+        Whether it was told: not on other systems than Linux, and not where a `MALLOC_` variable or
         `GLIBC_TUNABLES` shows that the user has chosen.
     """
+    return not _accelerated() and _tell_allocator((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
+
+
+def release_freed_memory() -> None:
+    """Has the C library hand back what was freed, on Linux; for after a model was loaded."""
+    library = _c_library()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _tell_allocator(*options: tuple[int, int]) -> bool:
     chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
-    if sys.platform != "linux" or chosen:
+    library = _c_library()
+    if library is None or chosen:
         return False
+    return all(library.mallopt(*option) for option in options)
+
+
+def _c_library() -> ctypes.CDLL | None:
+    """glibc, where this process runs on it."""
+    if sys.platform != "linux":
+        return None
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    # A heap of a thread's own cannot hold large blocks: they would be mapped and unmapped.
-    return all(
-        mallopt(*option) for option in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
-    )
+        library = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None
+    return library if hasattr(library, "gnu_get_libc_version") else None
 
 
+@functools.cache
 def _accelerated() -> bool:
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     found = (importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))

@@ -18,6 +18,7 @@ from kerora.adapters import (
 )
 from kerora.adapters.lifecycle import forget_compiled_functions
 from kerora.backbone import Backbone
+from kerora.cpu_memory import release_freed_memory
 from kerora.data import Batches, is_token_data
 from kerora.interchange import load_adapter, save_adapter
 from kerora.models.loading import chat_template, load_task
@@ -51,6 +52,7 @@ def from_preset(source: str, **kwargs: Any) -> Task:
     ```
     """
     task = adapt(load_task(source, **kwargs))
+    release_freed_memory()
     task.source = source
     task.chat_template = chat_template(source)
     return task

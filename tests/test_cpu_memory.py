@@ -11,8 +11,12 @@ from kerora.cpu_memory import MEMORY_SCHEDULER, schedule_for_memory
 
 FAULTS = """
 import resource
-import kerora
 import numpy as np
+
+import kerora
+from kerora.cpu_memory import keep_freed_memory
+
+keep_freed_memory()
 
 def fill():
     np.ones(64 * 2**20, "uint8").sum()

@@ -33,12 +33,10 @@ def evaluate(
     with session():
         from rich.console import Console
 
-        from kerora.cli.compilation_cache import keep_compiled_code
         from kerora.quiet import quiet
         from kerora.recipe import EvaluationRecipe
 
         with quiet():
-            keep_compiled_code()
             from kerora.cli.model import load
             from kerora.data import open_source
             from kerora.run_measure import Probe

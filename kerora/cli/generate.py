@@ -40,11 +40,9 @@ def generate(
         if not prompt and not chat:
             raise ValueError("give --prompt, or --chat for a conversation")
         prompts = [_row(text) for text in prompt or []]
-        from kerora.cli.compilation_cache import keep_compiled_code
         from kerora.quiet import quiet
 
         with quiet():
-            keep_compiled_code()
             from kerora.cli.model import load
             from kerora.data import Encoder
             from kerora.generation import GreedyDecoder

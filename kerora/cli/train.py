@@ -35,7 +35,6 @@ def train(
         checked = load_recipe(recipe, overrides)
         from rich.console import Console
 
-        from kerora.cli.compilation_cache import keep_compiled_code
         from kerora.quiet import quiet
         from kerora.run_folder import open_run_folder
 
@@ -43,7 +42,6 @@ def train(
         # What is wrong with the folder is told before the seconds that imports take.
         with open_run_folder(folder, checked) as run_folder:
             with quiet():
-                keep_compiled_code()
                 from kerora.run import carry_out
                 from kerora.run_text import figures_table, places
             result = carry_out(checked, run_folder, console)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
+from kerora.cpu_memory import keep_freed_memory
 from kerora.model_mixin import ModelMixin
 from kerora.training.attention import training_attention
 from kerora.training.losses import TokenLoss
@@ -117,6 +118,8 @@ class StepModel(ModelMixin):
             for layer in self.preprocessor._flatten_layers():
                 if not layer.built:
                     layer.build(None)
+        if keras.backend.backend() == "jax":
+            keep_freed_memory()
         return super()._symbolic_build(*args, **kwargs)
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
