@@ -114,8 +114,10 @@ def own_class(model: keras.Model) -> Any:
 def _extended_class(plain: type, mixin: type[AdaptedModel], saved_as: str) -> type:
     if (plain, mixin) not in _extended_classes:
         extended = type(plain.__name__, (mixin, plain), {"__module__": plain.__module__})
-        # All extended classes share a registered name: `from_config` needs nothing of the class.
         keras.saving.register_keras_serializable("kerora", saved_as)(extended)
+        # All extended classes share that name, under which `from_config` of the mixin is found. The
+        # class itself must not be: KerasHub looks for the classes of its presets in this registry.
+        keras.saving.get_custom_objects()[f"kerora>{saved_as}"] = mixin
         _extended_classes[plain, mixin] = extended
     return _extended_classes[plain, mixin]
 

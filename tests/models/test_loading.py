@@ -8,10 +8,12 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from keras_hub.src.utils.preset_utils import list_subclasses
 from tiny_transformers import IDS, MODELS, keras_logits, tiny_transformers, torch_logits
 
+from kerora import adapt
 from kerora.models.errors import ModelSourceError
-from kerora.models.loading import chat_template, load_task, resolve_source
+from kerora.models.loading import BUNDLED, chat_template, load_task, resolve_source
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch")
@@ -64,6 +66,13 @@ def test_a_keras_preset_folder_is_loaded(tmp_path):
     again = load_task(tmp_path / "keras", preprocessor=None)
     assert type(again) is type(model)
     assert type(again) is keras_hub.models.Qwen3CausalLM
+
+
+def test_keras_hub_goes_on_loading_its_own_class():
+    plain = keras_hub.models.CausalLM.from_preset(str(BUNDLED["tiny_gemma"]))
+    adapted = adapt(keras_hub.models.CausalLM.from_preset(str(BUNDLED["tiny_gemma"])))
+    assert type(adapted) is not type(plain)
+    assert type(adapted) not in list_subclasses(keras_hub.models.CausalLM)
 
 
 @pytest.mark.parametrize(
