@@ -20,7 +20,9 @@ from kerora.compilation_cache import keep_compiled_code
 from kerora.cpu_memory import prepare_cpu_memory
 
 # Keras reads its backend once, when it is first imported.
-if os.environ.setdefault("KERAS_BACKEND", "jax") == "jax":
+if "keras" not in sys.modules:
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+if os.environ.get("KERAS_BACKEND") == "jax":
     prepare_cpu_memory()
     keep_compiled_code()
 

@@ -1,5 +1,6 @@
 """What `import kerora` offers."""
 
+import os
 import subprocess
 import sys
 from types import ModuleType
@@ -26,3 +27,12 @@ def test_keras_knows_keroras_classes_once_kerora_is_imported():
     code = "import sys, kerora; print('kerora.adapters.saved_model' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["True"]
+
+
+def test_a_backend_that_keras_has_chosen_stays():
+    code = "import keras, os, kerora; print(os.environ.get('KERAS_BACKEND'))"
+    environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "None", done.stderr[-2000:]
