@@ -12,6 +12,9 @@ COMPILE = """
 import kerora
 import jax
 
+# However fast this machine compiles, it is kept.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
 def wave(x):
     for n in range(400):
         x = jax.numpy.sin(x * n) + x
