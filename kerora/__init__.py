@@ -20,9 +20,11 @@ from kerora.compilation_cache import keep_compiled_code
 from kerora.cpu_memory import prepare_cpu_memory
 
 # Keras reads its backend once, when it is first imported.
-if "keras" not in sys.modules:
-    os.environ.setdefault("KERAS_BACKEND", "jax")
-if os.environ.get("KERAS_BACKEND") == "jax":
+if "keras" in sys.modules:
+    _backend = sys.modules["keras"].config.backend()
+else:
+    _backend = os.environ.setdefault("KERAS_BACKEND", "jax")
+if _backend == "jax":
     prepare_cpu_memory()
     keep_compiled_code()
 
