@@ -19,6 +19,7 @@ from kerora.models.converters import (
 )
 from kerora.models.errors import ModelSourceError
 from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
+from kerora.models.huggingface_tokenizer import mend_tokenizer
 
 BUNDLED = {"tiny_gemma": Path(__file__).parent / "tiny_gemma"}
 
@@ -121,7 +122,10 @@ def _load_huggingface(name: str, dtype: Any = None, **kwargs: Any) -> keras_hub.
             f"'{name}' holds no tokenizer (tokenizer.json or tokenizer.model). Pass "
             "`preprocessor=None` to load the model alone."
         )
-    return keras_hub.models.CausalLM.from_preset(name, backbone=backbone, **kwargs)
+    task = keras_hub.models.CausalLM.from_preset(name, backbone=backbone, **kwargs)
+    if "preprocessor" not in kwargs:
+        mend_tokenizer(task.preprocessor.tokenizer, name)
+    return task
 
 
 def _has_tokenizer(name: str) -> bool:
