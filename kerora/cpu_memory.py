@@ -36,14 +36,20 @@ def prepare_cpu_memory() -> None:
     if _accelerated():
         return
     schedule_for_memory()
-    os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
-    if "jax" in sys.modules:
-        sys.modules["jax"].config.update(
-            "jax_cpu_enable_async_dispatch",
-            os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"].lower() in ("1", "true"),
-        )
     # A heap of a thread's own cannot hold large blocks: they would be mapped and unmapped.
     _tell_allocator((_ARENA_MAX, 1))
+
+
+def run_steps_one_by_one() -> None:
+    """Has JAX finish a step before it begins the next, where it has no accelerator.
+
+    Call before JAX's first computation.
+    """
+    if not _accelerated():
+        import jax
+
+        # JAX reads no variable for this option.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def schedule_for_memory() -> bool:

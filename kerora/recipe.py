@@ -206,10 +206,10 @@ class Recipe(_Section):
         default=None, ge=1, description="Times through the data. null: once, unless steps is given."
     )
     optimizer: OptimizerRecipe = OptimizerRecipe()
-    rematerialise: Literal["none", "attention", "blocks"] = Field(
-        default="none",
+    rematerialise: Literal["auto", "none", "elementwise", "attention", "blocks"] = Field(
+        default="auto",
         description="What is computed twice instead of kept until the backward pass: less memory "
-        "for more time.",
+        "for more time. auto: elementwise on JAX, none elsewhere.",
     )
     seed: int = Field(
         default=0, ge=0, lt=2**32, description="Of weights, dropout and the rows' order."

@@ -70,7 +70,7 @@ def prepare_model(recipe: Recipe) -> Task:
         model.trainable = True
     else:
         add_adapter(model, LoraConfig(**recipe.adapter.model_dump()))
-    if recipe.rematerialise != "none":
+    if recipe.rematerialise != "auto":
         rematerialise(model.backbone, recipe.rematerialise)
     return model
 

@@ -18,16 +18,20 @@ from kerora.adapters import (
 )
 from kerora.adapters.lifecycle import forget_compiled_functions
 from kerora.backbone import Backbone
-from kerora.cpu_memory import release_freed_memory
+from kerora.cpu_memory import release_freed_memory, run_steps_one_by_one
 from kerora.data import Batches, is_token_data
 from kerora.interchange import load_adapter, save_adapter
 from kerora.models.loading import chat_template, load_task
 from kerora.training.fit_data import DataOptions, text_batches
 from kerora.training.losses import TokenLoss
+from kerora.training.rematerialisation import rematerialise_by_default
 from kerora.training.step import CompiledStep, StepModel
 
 ADAPTER_LEARNING_RATE = 2e-4
 FULL_LEARNING_RATE = 2e-5
+
+if keras.backend.backend() == "jax":
+    run_steps_one_by_one()
 
 
 def from_preset(source: str, **kwargs: Any) -> Task:
@@ -87,6 +91,7 @@ def adapt(model: keras.Model) -> Task:
     extend(model.backbone, Backbone, "Backbone")
     extend(model, Task, "Task")
     model.backbone.held_by = weakref.ref(model)
+    rematerialise_by_default(model.backbone)
     # What KerasHub compiled by itself gives way to kerora's defaults; what the user compiled stays.
     by_keras_hub = optimizer is not None and abs(float(optimizer.learning_rate) - 2e-5) < 1e-12
     if optimizer is None or (by_keras_hub and not optimizer.built):

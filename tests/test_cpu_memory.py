@@ -28,16 +28,30 @@ for _ in range(4):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+ONE_BY_ONE = """
+import kerora
+import jax
 
-def page_faults(**environment):
+products = jax.jit(lambda x: x @ x @ x @ x @ x @ x)
+x = jax.numpy.ones((1500, 1500))
+products(x).block_until_ready()
+print(products(x).is_ready())
+"""
+
+
+def output(program, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", FAULTS],
+        [sys.executable, "-c", program],
         env={**os.environ, "KERAS_BACKEND": "jax", **environment},
         capture_output=True,
         text=True,
         check=True,
     )
-    return int(done.stdout)
+    return done.stdout.strip()
+
+
+def page_faults(**environment):
+    return int(output(FAULTS, **environment))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux'")
@@ -46,6 +60,11 @@ def test_freed_memory_is_used_again_unless_the_user_has_chosen():
     assert page_faults() < pages
     # NumPy asks for huge pages where the system has them: one fault each 2 MB.
     assert page_faults(MALLOC_TRIM_THRESHOLD_="131072") > 4 * 32
+
+
+def test_a_step_is_done_when_the_next_begins():
+    # Two steps at a time would hold the temporaries of two.
+    assert output(ONE_BY_ONE) == "True"
 
 
 def test_the_scheduler_is_asked_for_once(monkeypatch):

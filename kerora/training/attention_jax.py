@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from kerora.training import attention_jax_fused as fused
+from kerora.training.rematerialisation_jax import ATTENTION
 
 _MASKED = -1e30
 
@@ -146,6 +148,7 @@ def _forward(shape, query, key, value, segment_ids, sinks):
         out = out * jnp.exp(lse - total).reshape(out.shape[:-1])[..., None]
         lse = total
     out = _from_blocks(out, query.shape, shape.block).astype(query.dtype)
+    out, lse = checkpoint_name(out, ATTENTION), checkpoint_name(lse, ATTENTION)
     return out, (query, key, value, segment_ids, sinks, out, lse)
 
 

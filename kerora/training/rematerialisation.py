@@ -21,7 +21,7 @@ import keras
 from kerora.models.attention_layers import ATTENTION_LAYERS
 from kerora.training.attention import in_step
 
-Policy = Literal["none", "attention", "blocks"]
+Policy = Literal["none", "elementwise", "attention", "blocks"]
 _running: ContextVar[bool] = ContextVar("kerora_running_checkpoint", default=False)
 
 
@@ -33,11 +33,14 @@ def rematerialise(backbone: Any, policy: Policy) -> None:
 
     Args:
         backbone: a KerasHub backbone with `transformer_layers`.
-        policy: `"none"` keeps everything; `"attention"` computes each attention layer again, its
-            projections included; `"blocks"` computes whole decoder blocks again.
+        policy: `"none"` keeps everything; `"elementwise"`, on JAX alone and there the default,
+            keeps matrix products and attention and computes the rest of each decoder block again;
+            `"attention"` computes each attention layer again, its projections included;
+            `"blocks"` computes whole decoder blocks again.
 
     Raises:
-        ValueError: if the policy is unknown, or the backbone has no layers that it applies to.
+        ValueError: if the policy is unknown, the backend does not have it, or the backbone has no
+            layers that it applies to.
 
     Example:
 
@@ -49,19 +52,31 @@ def rematerialise(backbone: Any, policy: Policy) -> None:
             f"`policy` must be one of {', '.join(map(repr, get_args(Policy)))}. "
             f"Received: {policy!r}"
         )
+    if policy == "elementwise" and keras.backend.backend() != "jax":
+        raise ValueError(
+            "policy 'elementwise' needs JAX, whose compiler is told what to keep. The backend is "
+            f"{keras.backend.backend()!r}; use 'none', 'attention' or 'blocks'."
+        )
     blocks = list(getattr(backbone, "transformer_layers", []))
     for layer in [*blocks, *_attention_layers(blocks)]:
         vars(layer).pop("call", None)
     if policy == "none":
         return
-    groups = _groups(blocks) if policy == "blocks" else [[x] for x in _attention_layers(blocks)]
+    layers = _attention_layers(blocks) if policy == "attention" else blocks
+    groups = _groups(blocks) if policy == "blocks" else [[layer] for layer in layers]
     if not groups:
         raise ValueError(
             f"policy {policy!r} applies to no layer of {type(backbone).__name__}; "
             "use 'none', or 'blocks' on a backbone with `transformer_layers`."
         )
     for group in groups:
-        _wrap(group)
+        _wrap(group, policy)
+
+
+def rematerialise_by_default(backbone: Any) -> None:
+    """Chooses `"elementwise"` where the backend has it and the backbone has blocks."""
+    if keras.backend.backend() == "jax" and getattr(backbone, "transformer_layers", None):
+        rematerialise(backbone, "elementwise")
 
 
 def _attention_layers(blocks: Sequence[Any]) -> list[Any]:
@@ -92,15 +107,15 @@ def _follows(block: Any, successor: Any) -> bool:
     return keras.tree.flatten(successor.input)[0] is block.output
 
 
-def _wrap(group: list[Any]) -> None:
+def _wrap(group: list[Any], policy: Policy) -> None:
     leader, *followers = group
-    leader.call = _leader_call(leader, followers)
+    leader.call = _leader_call(leader, followers, policy)
     for follower in followers:
         follower.call = _follower_call(follower)
 
 
-def _leader_call(leader: Any, followers: list[Any]) -> Callable[..., Any]:
-    stock = leader.call
+def _leader_call(leader: Any, followers: list[Any], policy: Policy) -> Callable[..., Any]:
+    stock = _own_call(leader)
     entry = _Entry(dtype=leader.dtype_policy, name=f"{leader.name}_again")
 
     @functools.wraps(stock)
@@ -115,19 +130,29 @@ def _leader_call(leader: Any, followers: list[Any]) -> Callable[..., Any]:
                 x = follower(x, *args, **kwargs)
             return x
 
-        return _checkpointed(run, [leader, *followers], entry)(x)
+        return _checkpointed(run, [leader, *followers], entry, policy)(x)
 
     return call
 
 
 def _follower_call(follower: Any) -> Callable[..., Any]:
-    stock = follower.call
+    stock = _own_call(follower)
 
     @functools.wraps(stock)
     def call(*args: Any, **kwargs: Any) -> Any:
         x, args, kwargs = _split_first(stock, args, kwargs)
         # Its group's leader has run it already.
         return x if _applies(x) else stock(x, *args, **kwargs)
+
+    return call
+
+
+def _own_call(layer: Any) -> Callable[..., Any]:
+    """The call of the layer's class, as it is when it is called: a step replaces attention's."""
+
+    @functools.wraps(layer.call)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return type(layer).call(layer, *args, **kwargs)
 
     return call
 
@@ -145,7 +170,7 @@ def _split_first(call: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any,
 
 
 def _checkpointed(
-    run: Callable[[Any], Any], layers: list[Any], entry: keras.layers.Layer
+    run: Callable[[Any], Any], layers: list[Any], entry: keras.layers.Layer, policy: Policy
 ) -> Callable[[Any], Any]:
     """`run`, whose second run draws the random numbers that its first one drew."""
     seeds = [
@@ -155,14 +180,19 @@ def _checkpointed(
         if variable.name == "seed_generator_state"
     ]
     if keras.backend.backend() == "jax":
-        return _traced_once(run, layers[0], seeds)
+        return _traced_once(run, layers[0], seeds, policy)
     return _run_twice(run, entry, seeds)
 
 
-def _traced_once(run: Callable[[Any], Any], layer: Any, seeds: list[Any]) -> Callable[[Any], Any]:
+def _traced_once(
+    run: Callable[[Any], Any], layer: Any, seeds: list[Any], policy: Policy
+) -> Callable[[Any], Any]:
     """For JAX, which traces `run` once: what it changes must leave it as outputs."""
     from keras.src.backend import get_stateless_scope
 
+    from kerora.training.rematerialisation_jax import checkpoint_elementwise
+
+    checkpoint = checkpoint_elementwise if policy == "elementwise" else keras.remat
     scope = get_stateless_scope()
 
     def pure(x: Any, states: list[Any]) -> Any:
@@ -184,7 +214,7 @@ def _traced_once(run: Callable[[Any], Any], layer: Any, seeds: list[Any]) -> Cal
         return y, after, added
 
     def call(x: Any) -> Any:
-        y, states, losses = keras.remat(pure)(x, [seed.value for seed in seeds])
+        y, states, losses = checkpoint(pure)(x, [seed.value for seed in seeds])
         for seed, state in zip(seeds, states, strict=True):
             seed.assign(state)
         for loss in losses:

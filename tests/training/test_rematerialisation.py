@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 from tiny_backbones import VOCABULARY, tiny_backbone
 
+import kerora
 from kerora.cpu_memory import MEMORY_SCHEDULER
 from kerora.training.attention import training_attention
 from kerora.training.rematerialisation import _groups, rematerialise
@@ -86,7 +87,10 @@ def loss_and_gradients(backbone, tokens, ids):
     return float(to_numpy(loss)), gradients, [to_numpy(a) for a in after]
 
 
-@pytest.mark.parametrize("policy", ["attention", "blocks"])
+POLICIES = ["attention", "blocks", *(["elementwise"] if BACKEND == "jax" else [])]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("family", ["gemma", "llama", "mixtral"])
 def test_loss_gradients_and_random_numbers_stay_the_same(family, policy):
     # Eight narrow blocks make groups of two; dropout shows whether both runs draw alike.
@@ -124,15 +128,39 @@ def test_memory_grows_with_the_square_root_of_depth():
     assert again[16] < kept[16] / 3
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="reads XLA's analyses")
+def test_elementwise_results_are_computed_again_and_products_are_not():
+    kept, again = (analyse(4, policy) for policy in ("none", "elementwise"))
+    assert again.memory_analysis().temp_size_in_bytes < 0.8 * temporary_bytes(4, "none")
+    # Its own activations cost XLA's count little; one more product in each layer costs 10%.
+    assert again.cost_analysis()["flops"] < 1.04 * kept.cost_analysis()["flops"]
+    assert again.as_text().count(" while(") <= kept.as_text().count(" while(")
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX has it")
+def test_elementwise_needs_jax():
+    with pytest.raises(ValueError, match="needs JAX"):
+        rematerialise(tiny_backbone("llama", num_layers=1), "elementwise")
+
+
+def test_what_is_computed_again_by_default():
+    model = kerora.from_preset("tiny_gemma", load_weights=False)
+    replaced = [layer for layer in model.backbone.transformer_layers if "call" in vars(layer)]
+    assert len(replaced) == (len(model.backbone.transformer_layers) if BACKEND == "jax" else 0)
+
+
 def temporary_bytes(depth, policy, length=512):
+    return analyse(depth, policy, length).memory_analysis().temp_size_in_bytes
+
+
+def analyse(depth, policy, length=512):
     backbone = tiny_backbone("llama", num_layers=depth, intermediate_dim=32)
     rematerialise(backbone, policy)
     tokens, ids = batch(4, length)
     values = [v.value for v in backbone.trainable_variables]
     rest = [v.value for v in backbone.non_trainable_variables]
     args = values, rest, tokens, ids
-    step = compiled(jax_step(backbone), *args, **MEMORY_SCHEDULER)
-    return step.memory_analysis().temp_size_in_bytes
+    return compiled(jax_step(backbone), *args, **MEMORY_SCHEDULER)
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="compiles long rows on one backend only")
