@@ -32,7 +32,8 @@ class Settings:
         train_on_response: Loss on the response alone.
         dtype: Type of the base.
         batch_size: Rows in a batch; None lets the contestant find its best.
-        learning_rate: Of AdamW.
+        learning_rate: Of AdamW, for each example of a batch: the rate grows with the batch, so that
+            all get as far on the same rows (Goyal et al., 2017, https://arxiv.org/abs/1706.02677).
         seed: Of the adapters.
         compiled: Whether PyTorch compiles the model.
     """
@@ -45,7 +46,7 @@ class Settings:
     train_on_response: bool = False
     dtype: str = "float32"
     batch_size: int | None = None
-    learning_rate: float = 2e-4
+    learning_rate: float = 5e-5
     seed: int = 0
     compiled: bool = False
 

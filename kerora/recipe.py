@@ -13,14 +13,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from kerora.default_learning_rates import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE
 from kerora.models.bundled import BUNDLED_NAMES
 from kerora.recipe_errors import RecipeError, as_recipe_error, nearest
 from kerora.recipe_yaml import apply_override, read_yaml, recipe_text
 
 __all__ = ["Recipe", "RecipeError", "commented_recipe", "load_recipe"]
 
-ADAPTER_LEARNING_RATE = 2e-4
-FULL_LEARNING_RATE = 2e-5
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[int, Field(ge=1)]

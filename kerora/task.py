@@ -20,15 +20,13 @@ from kerora.adapters.lifecycle import forget_compiled_functions
 from kerora.backbone import Backbone
 from kerora.cpu_memory import release_freed_memory, run_steps_one_by_one
 from kerora.data import Batches, is_token_data
+from kerora.default_learning_rates import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE
 from kerora.interchange import load_adapter, save_adapter
 from kerora.models.loading import chat_template, load_task
 from kerora.training.fit_data import DataOptions, text_batches
 from kerora.training.losses import TokenLoss
 from kerora.training.rematerialisation import rematerialise_by_default
 from kerora.training.step import CompiledStep, StepModel
-
-ADAPTER_LEARNING_RATE = 2e-4
-FULL_LEARNING_RATE = 2e-5
 
 if keras.backend.backend() == "jax":
     run_steps_one_by_one()
@@ -125,7 +123,7 @@ class Task(StepModel, AdaptedModel):
 
         Args:
             optimizer: Default: Adam, gradients clipped to a global norm of 1, at a learning rate of
-                2e-4 for adapters and 2e-5 for full fine-tuning.
+                5e-4 for adapters and 2e-5 for full fine-tuning.
             loss: Default: the mean cross-entropy over supervised tokens (`kerora.TokenLoss`).
             weighted_metrics: Default: token accuracy.
             sampler: As in KerasHub. Default: the one that the model has, or KerasHub's own.

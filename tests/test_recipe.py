@@ -38,7 +38,7 @@ def problems(path: Path, *overrides: str) -> list[str]:
 
 def test_a_recipe_needs_only_a_model_and_data(write):
     recipe = load_recipe(write(MINIMAL))
-    assert recipe.optimizer.learning_rate == 2e-4
+    assert recipe.optimizer.learning_rate == 5e-4
     assert recipe.adapter.alpha == 2 * recipe.adapter.rank
     assert recipe.epochs == 1
 

@@ -35,6 +35,8 @@ class Kerora:
         batches = self._batches(rows, shuffle=True)
         self.model.fit(batches, verbose=0)
         report = batches.report()
+        rate = self.settings.learning_rate * report.examples / report.steps_per_epoch
+        self.model.optimizer.learning_rate = rate
         self.supervised_share = report.supervised_tokens / report.tokens
         return report.tokens
 

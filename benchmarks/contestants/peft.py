@@ -29,10 +29,17 @@ class Peft:
             r=settings.rank, lora_alpha=settings.rank, target_modules=targets, task_type="CAUSAL_LM"
         )
         self.model: Any = peft.get_peft_model(base.to(self.device), config)
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=0.0)
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.forward = torch.compile(self.model, dynamic=True) if settings.compiled else self.model
         self.batch_size = settings.batch_size
+        self._begin(BATCH_SIZES[0])
+
+    def _begin(self, size: int) -> None:
+        """A fresh optimizer for batches of this size."""
+        import torch
+
+        rate = self.settings.learning_rate * (self.batch_size or size)
+        self.optimizer = torch.optim.AdamW(self.trainable, lr=rate, weight_decay=0.0)
 
     def _examples(self, rows: Rows) -> list[Example]:
         """Token ids of each row, and how many of them are the prompt's."""
@@ -79,12 +86,18 @@ class Peft:
         return sum(len(ids) for ids, _ in examples)
 
     def _best_batch_size(self, examples: list[Example]) -> int:
+        """The quickest; trying them out leaves the adapters as they were."""
+        before = [parameter.detach().clone() for parameter in self.trainable]
         seconds = {}
         for size in BATCH_SIZES:
             began = time.perf_counter()
             self._train(examples, size)
             seconds[size] = time.perf_counter() - began
-        return min(seconds, key=seconds.__getitem__)
+        for parameter, value in zip(self.trainable, before, strict=True):
+            parameter.data.copy_(value)
+        best = min(seconds, key=seconds.__getitem__)
+        self._begin(best)
+        return best
 
     def evaluate(self, rows: Rows) -> float:
         import torch
