@@ -101,8 +101,9 @@ class LinearLora(LoraAdapter):
     def call(self, inputs):
         if self.dropout is not None:
             inputs = self.dropout(inputs)
-        narrow = ops.einsum(self.factorization.down, inputs, self.kernel_a)
-        return ops.einsum(self.factorization.up, narrow * self.config.scale, self.kernel_b)
+        return _low_rank_product(
+            self.factorization, inputs, self.kernel_a, self.kernel_b * self.config.scale
+        )
 
     def delta(self):
         return ops.einsum(self.factorization.join, self.kernel_a * self.config.scale, self.kernel_b)
@@ -151,6 +152,19 @@ class EmbeddingLora(LoraAdapter):
 
     def delta(self):
         return ops.matmul(self.kernel_a * self.config.scale, self.kernel_b)
+
+
+def _low_rank_product(factorization: Factorization, inputs, kernel_a, kernel_b):
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if jax.default_backend() == "cpu":
+            from kerora.adapters.low_rank_product_jax import low_rank_product
+
+            factors = ops.convert_to_tensor(kernel_a), ops.convert_to_tensor(kernel_b)
+            return low_rank_product(factorization.down, factorization.up, inputs, *factors)
+    narrow = ops.einsum(factorization.down, inputs, kernel_a)
+    return ops.einsum(factorization.up, narrow, kernel_b)
 
 
 def _random_generator() -> np.random.Generator:

@@ -1,8 +1,9 @@
 """Causal attention within the segments of packed rows, for PyTorch.
 
-`scaled_dot_product_attention` takes the mask of the segments and picks its kernel by device: the
-flash kernel for the CPU, memory-efficient attention on a GPU. What it has no argument for, soft
-caps and sinks, is written out.
+`scaled_dot_product_attention` picks its kernel by device. On the CPU each segment is handed to its
+flash kernel alone, so that nothing is computed between segments; on a GPU, where the segments'
+borders are not known without waiting for the device, it takes their mask. What it has no argument
+for, soft caps and sinks, is written out.
 """
 
 import math
@@ -27,14 +28,40 @@ def segment_attention(
 
     Args and returned shape are those of `kerora.training.attention.segment_attention`.
     """
-    mask = _mask(segment_ids, window)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    if soft_cap is None and sinks is None:
-        out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+    if soft_cap is not None or sinks is not None:
+        out = _written_out(q, k, v, _mask(segment_ids, window), scale, soft_cap, sinks)
+    elif query.device.type == "cpu":
+        rows = zip(q.split(1), k.split(1), v.split(1), segment_ids, strict=True)
+        out = torch.cat([_by_segment(*row, scale, window) for row in rows])
     else:
-        out = _written_out(q, k, v, mask, scale, soft_cap, sinks)
+        mask = _mask(segment_ids, window)
+        out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
     out = out.transpose(1, 2)
     return torch.where(segment_ids[:, :, None, None] > 0, out, torch.zeros_like(out))
+
+
+def _by_segment(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    segment_ids: torch.Tensor,
+    scale: float,
+    window: int | None,
+) -> torch.Tensor:
+    """Attention of one row, `(1, heads, length, dim)`, segment after segment."""
+    lengths = torch.unique_consecutive(segment_ids, return_counts=True)[1].tolist()
+    outs = []
+    for query, key, value in zip(*(x.split(lengths, 2) for x in (q, k, v)), strict=True):
+        length, mask = query.shape[2], None
+        if window is not None and length > window:
+            mask = _mask(segment_ids.new_ones((1, length)), window)
+        outs.append(
+            F.scaled_dot_product_attention(
+                query, key, value, mask, is_causal=mask is None, scale=scale, enable_gqa=True
+            )
+        )
+    return torch.cat(outs, 2)
 
 
 def _mask(segment_ids: torch.Tensor, window: int | None) -> torch.Tensor:
