@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kerora.adapters import AdaptedModel, LoraConfig, add_adapter
+from kerora.adapters import AdaptedModel, AdapterError, LoraConfig, add_adapter
 from kerora.adapters.config import Bias
 from kerora.adapters.lifecycle import forget_compiled_functions
 
@@ -62,3 +62,26 @@ class Backbone(AdaptedModel):
         task = self.held_by() if hasattr(self, "held_by") else None
         if task is not None:
             forget_compiled_functions(task)
+
+    def save_lora_weights(self, filepath: Any) -> None:
+        """KerasHub's own format has no place for this adapter.
+
+        Raises:
+            AdapterError: Always; says what to call.
+        """
+        raise AdapterError(
+            f"kerora keeps adapters as PEFT folders: call `save_adapter(folder)` on the task. "
+            f"Received: {filepath!r}"
+        )
+
+    def load_lora_weights(self, filepath: Any) -> None:
+        """KerasHub's own format holds other factors.
+
+        Raises:
+            AdapterError: Always; says what to call.
+        """
+        raise AdapterError(
+            "kerora reads adapters that are PEFT folders, with `load_adapter(folder)` on the task. "
+            f"KerasHub's own `.lora.h5` is read by a model that was not given to kerora. "
+            f"Received: {filepath!r}"
+        )

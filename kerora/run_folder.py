@@ -38,6 +38,11 @@ class RunFolder:
         self.samples = self.path / "samples.md"
         self.report = self.path / "report.json"
 
+    @property
+    def began(self) -> bool:
+        """Whether anything was trained in it."""
+        return self.metrics.exists() or any(self.checkpoints.glob("*"))
+
 
 @contextlib.contextmanager
 def open_run_folder(path: str | os.PathLike[str], recipe: Recipe) -> Iterator[RunFolder]:
@@ -58,9 +63,10 @@ def open_run_folder(path: str | os.PathLike[str], recipe: Recipe) -> Iterator[Ru
         raise RunError(f"{folder.path}: this run folder cannot be written: {reason}") from None
     with lock:
         _lock(lock, folder.path)
-        if folder.recipe.exists():
+        if folder.recipe.exists() and folder.began:
             _check_same(recipe, folder)
         else:
+            folder.before.unlink(missing_ok=True)
             text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
             write_whole(folder.recipe, text)
         yield folder

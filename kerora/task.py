@@ -23,7 +23,7 @@ from kerora.data import Batches, is_token_data
 from kerora.default_learning_rates import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE
 from kerora.interchange import load_adapter, save_adapter
 from kerora.models.loading import chat_template, load_task
-from kerora.training.fit_data import DataOptions, text_batches
+from kerora.training.fit_data import DataOptions, text_batches, warn_of_lost_rows
 from kerora.training.losses import TokenLoss
 from kerora.training.rematerialisation import rematerialise_by_default
 from kerora.training.step import CompiledStep, StepModel
@@ -266,7 +266,7 @@ class Task(StepModel, AdaptedModel):
             )
             validation_steps = validation_steps or validation_data.steps_per_epoch
             validation_data = validation_data.repeat()
-        return keras.Model.fit(
+        history = keras.Model.fit(
             self,
             batches.repeat(),
             steps_per_epoch=steps_per_epoch or batches.steps_per_epoch,
@@ -275,6 +275,9 @@ class Task(StepModel, AdaptedModel):
             shuffle=False,
             **keras_arguments,
         )
+        if not isinstance(x, Batches):
+            warn_of_lost_rows(batches)
+        return history
 
     def _validation_batches(self, data: Any, options: DataOptions, batch_size: int | None) -> Any:
         if isinstance(data, Batches):

@@ -44,9 +44,17 @@ def test_full_training_from_random_weights_ends_in_a_preset(tmp_path):
     assert json.loads(result.folder.report.read_text())["steps"] == 3
 
 
+def test_a_run_that_never_began_may_have_another_recipe(tmp_path):
+    with open_run_folder(tmp_path / "run", recipe(tmp_path)):
+        pass
+    with open_run_folder(tmp_path / "run", recipe(tmp_path, steps=4)) as folder:
+        assert yaml.safe_load(folder.recipe.read_text())["steps"] == 4
+
+
 def test_another_recipe_shows_what_differs(tmp_path):
     with open_run_folder(tmp_path / "run", recipe(tmp_path)) as folder:
         assert yaml.safe_load(folder.recipe.read_text())["steps"] == 3
+        folder.metrics.write_text("")
     changed = recipe(tmp_path, steps=4, adapter={"rank": 2})
     with (
         pytest.raises(RunError, match="steps: 3 there, 4 now") as caught,

@@ -240,8 +240,8 @@ def _check_host(layer: keras.layers.Layer, name: str, path: str) -> None:
         )
     if is_host(layer) and name in layer.adapter_names:
         raise AdapterError(
-            f"Layer '{path}' already holds an adapter named '{name}'. Remove it first, or give "
-            "the new one another name."
+            f"Layer '{path}' already holds an adapter named '{name}'. Call "
+            f"`kerora.remove_adapter(model, '{name}')` first, or give the new one another name."
         )
 
 

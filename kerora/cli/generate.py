@@ -45,6 +45,7 @@ def generate(
         with quiet():
             from kerora.cli.model import load
             from kerora.data import Encoder
+            from kerora.data.errors import RowProblem
             from kerora.generation import GreedyDecoder
 
             model = load(source, adapter)
@@ -60,7 +61,11 @@ def generate(
         decoder = GreedyDecoder(model, encoder.stop_token_ids, max_length, rows=rows)
 
         def answers(asked: list[Any]) -> list[str]:
-            tokens = decoder([encoder.encode_prompt(entry) for entry in asked])
+            try:
+                encoded = [encoder.encode_prompt(entry) for entry in asked]
+            except RowProblem as problem:
+                raise ValueError(f"--prompt: {problem.reason}: {problem.detail}") from None
+            tokens = decoder(encoded)
             return [str(tokenizer.detokenize(row.tolist())).strip() for row in tokens]
 
         if chat:

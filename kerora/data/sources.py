@@ -111,9 +111,9 @@ def open_source(data: Any) -> Source:
         data: A list of strings, of dicts or of conversations (each a list of
             `{"role", "content"}`); one dict of columns; a path or glob (or a list of them) to
             `.jsonl`, `.json`, `.csv`, `.parquet` or `.txt` files; `"tfds:NAME/SPLIT"`; a Hugging
-            Face `Dataset`, `DatasetDict` (its `"train"`) or `IterableDataset`; a
-            `tf.data.Dataset`, Grain data set, or any finite iterable of strings or dicts. What
-            has no index is written to a temporary file once.
+            Face `Dataset`, `DatasetDict` (its `"train"`) or `IterableDataset`; a pandas
+            `DataFrame`; a `tf.data.Dataset`, Grain data set, or any finite iterable of strings or
+            dicts. What has no index is written to a temporary file once.
 
     Raises:
         DataError: The data is of no known kind, is empty, or names no file.
@@ -141,6 +141,8 @@ def _open(data: Any) -> Source:
         return _open_list(data)
     if isinstance(data, np.ndarray) and data.dtype.kind in "OUS" and data.ndim == 1:
         return SequenceSource(data, "the array")
+    if type(data).__name__ == "DataFrame" and hasattr(data, "columns"):
+        return ColumnSource({str(name): data[name].tolist() for name in data.columns})
     stream = as_stream(data)
     if stream is not None:
         return spool(stream, type(data).__name__, plain)

@@ -2,7 +2,7 @@
 
 The new folder is written beside its place, forced to disk, and renamed. Where an older one is in
 the way, that is renamed to `.NAME.replaced` first; should the process die between the two renames,
-the next reader or writer puts it back.
+the next reader or writer puts it back. Whatever else lay in the older one moves over.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 @contextlib.contextmanager
 def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A new, empty folder to fill, which takes the place of `folder` when the context ends well.
+
+    Files of other names that `folder` held are kept.
 
     Raises:
         NotADirectoryError: If a file has that name.
@@ -51,7 +53,7 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         recover_folder(place)
         raise
     _force_to_disk(place.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    recover_folder(place)
 
 
 def recover_folder(folder: str | os.PathLike[str]) -> None:
@@ -60,6 +62,9 @@ def recover_folder(folder: str | os.PathLike[str]) -> None:
     replaced = _replaced(place)
     if replaced.is_dir():
         if place.exists():
+            for entry in replaced.iterdir():
+                if not os.path.lexists(place / entry.name):
+                    os.rename(entry, place / entry.name)
             shutil.rmtree(replaced, ignore_errors=True)
         else:
             os.rename(replaced, place)

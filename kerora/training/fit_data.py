@@ -66,7 +66,14 @@ def text_batches(
             "Text needs a tokenizer, and this model's `preprocessor` is None. Attach one, or pass "
             "token ids and a padding mask."
         )
-    length = options.sequence_length or preprocessor.sequence_length
+    length = options.sequence_length
+    if length is None:
+        length = preprocessor.sequence_length
+    if not isinstance(length, int) or length < 2:
+        raise DataError(
+            "`sequence_length` is the number of tokens in a row, a whole number of at least 2. "
+            f"Received: {length!r}"
+        )
     packing = options.packing and _may_pack(task, length)
     if batch_size is None:
         rows = DEFAULT_TOKENS_PER_BATCH // length
@@ -87,6 +94,16 @@ def text_batches(
         add_start_token=preprocessor.add_start_token,
         **arguments,
     )
+
+
+def warn_of_lost_rows(batches: Batches) -> None:
+    """Say which rows were left out or cut, if any were."""
+    report = batches.report()
+    lost = [f"{count:,} rows skipped: {reason}" for reason, count in report.skipped.items()]
+    if report.truncated:
+        lost.append(f"{report.truncated:,} examples cut to the sequence length")
+    if lost:
+        warnings.warn(f"Of {report.rows:,} rows read, {'; '.join(lost)}.", stacklevel=3)
 
 
 def _may_pack(task: keras.Model, sequence_length: int) -> bool:

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas
 import pytest
 
 from kerora.data.errors import DataError
@@ -25,6 +26,7 @@ def test_lists_dicts_and_columns():
         {"prompts": "b", "responses": "d"},
     ]
     assert rows_of({"prompt": "a", "response": "b"}) == [{"prompt": "a", "response": "b"}]
+    assert rows_of(pandas.DataFrame(ROWS)) == ROWS
 
 
 def test_one_conversation_is_one_row_and_several_are_several():

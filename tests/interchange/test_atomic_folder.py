@@ -24,7 +24,6 @@ def read(folder):
 def test_a_new_folder_and_one_that_replaces_it(tmp_path):
     folder = tmp_path / "deep" / "adapter"
     write(folder, "old")
-    (folder / "stray").write_text("left over")
     write(folder, "new")
     assert read(folder) == {"one": "new", "two": "new"}
     assert os.listdir(folder.parent) == ["adapter"]
@@ -86,6 +85,18 @@ with atomic.replaced_folder({str(folder)!r}) as new:
     recover_folder(folder)
     expected = "new" if calls_survived == 2 else "old"
     assert read(folder) == {"one": expected, "two": expected}
+
+
+def test_files_of_others_stay(tmp_path):
+    folder = tmp_path / "adapter"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "thesis.txt").write_text("mine")
+    (folder / "README.md").write_text("mine")
+    write(folder, "new")
+    assert (folder / "data" / "thesis.txt").read_text() == "mine"
+    assert (folder / "README.md").read_text() == "mine"
+    assert (folder / "one").read_text() == "new"
+    assert os.listdir(tmp_path) == ["adapter"]
 
 
 def test_a_file_in_the_way(tmp_path):
