@@ -35,7 +35,7 @@ def as_recipe_error(error: ValueError, recipe: type[BaseModel], document: Docume
     for problem in error.errors():
         path, field, section = _locate(problem["loc"], recipe)
         if problem["type"] == "extra_forbidden":
-            found[path] = _unknown_key(str(path[-1]), section)
+            found[path] = _unknown_key(str(path[-1]), section, recipe)
         elif problem["type"] == "missing":
             found[path] = f"missing; expected {expected(field)}"
         elif problem["type"] == "value_error":
@@ -124,9 +124,19 @@ def _locate(
     return tuple(path), field, section
 
 
-def _unknown_key(name: str, section: type[BaseModel]) -> str:
+def _unknown_key(name: str, section: type[BaseModel], recipe: type[BaseModel]) -> str:
     keys = list(section.model_fields)
-    return f"no such key.{nearest(name, keys)} Keys here: {', '.join(keys)}"
+    hint = nearest(name, keys) or _elsewhere(name, recipe)
+    return f"no such key.{hint} Keys here: {', '.join(keys)}"
+
+
+def _elsewhere(name: str, recipe: type[BaseModel]) -> str:
+    """A hint at the section that has a key of this name."""
+    for key, field in recipe.model_fields.items():
+        section = nested_model(field)
+        if section is not None and name in section.model_fields:
+            return f" Did you mean '{key}.{name}'?"
+    return ""
 
 
 def _dotted(path: KeyPath) -> str:

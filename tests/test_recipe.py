@@ -128,6 +128,8 @@ def test_every_problem_is_told_with_its_line(write):
 def test_a_wrong_override_is_named_instead_of_a_line(write):
     (line,) = problems(write(MINIMAL), "adapter.rnak=4")
     assert line.startswith("`adapter.rnak=4`: adapter.rnak: no such key. Did you mean 'rank'?")
+    (line,) = problems(write(MINIMAL), "rank=4")
+    assert "Did you mean 'adapter.rank'?" in line
     assert problems(write(MINIMAL), "rank") == [
         "`rank`: expected key=value, such as adapter.rank=4"
     ]
