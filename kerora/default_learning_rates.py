@@ -1,6 +1,6 @@
 """The learning rates that are taken where nobody names one, for Adam and its like."""
 
-# Five to eleven examples, as a default batch packs them, at the 5e-5 an example of KerasHub's LoRA
-# guide. Full fine-tuning wants about a tenth (https://thinkingmachines.ai/blog/lora/).
+# The 5e-5 of KerasHub's LoRA guide for each of the about ten examples that a default batch packs.
+# Full fine-tuning wants a far lower one (https://thinkingmachines.ai/blog/lora/).
 ADAPTER_LEARNING_RATE = 5e-4
 FULL_LEARNING_RATE = 2e-5

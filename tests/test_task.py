@@ -20,7 +20,7 @@ def test_fit_says_which_rows_were_lost(model):
     rows = [SHORT] * 4
     cut = {"question": "What is it?", "answer": "A cat " * 60}
     no_answer = {"question": "What is it?", "answer": ""}
-    with pytest.warns(UserWarning, match="1 rows skipped: empty response; 1 examples cut"):
+    with pytest.warns(UserWarning, match="1 examples were cut .*; 1 rows skipped: empty response"):
         model.fit([*rows, cut, no_answer], sequence_length=32, on_bad_row="skip", verbose=0)
 
 

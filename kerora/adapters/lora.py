@@ -161,8 +161,10 @@ def _low_rank_product(factorization: Factorization, inputs, kernel_a, kernel_b):
         if jax.default_backend() == "cpu":
             from kerora.adapters.low_rank_product_jax import low_rank_product
 
-            factors = ops.convert_to_tensor(kernel_a), ops.convert_to_tensor(kernel_b)
-            return low_rank_product(factorization.down, factorization.up, inputs, *factors)
+            kernel_a = ops.convert_to_tensor(kernel_a)
+            return low_rank_product(
+                factorization.down, factorization.up, inputs, kernel_a, kernel_b
+            )
     narrow = ops.einsum(factorization.down, inputs, kernel_a)
     return ops.einsum(factorization.up, narrow, kernel_b)
 

@@ -64,7 +64,7 @@ def generate(
             try:
                 encoded = [encoder.encode_prompt(entry) for entry in asked]
             except RowProblem as problem:
-                raise ValueError(f"--prompt: {problem.reason}: {problem.detail}") from None
+                raise ValueError(str(problem.at("--prompt"))) from None
             tokens = decoder(encoded)
             return [str(tokenizer.detokenize(row.tolist())).strip() for row in tokens]
 

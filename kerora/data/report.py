@@ -44,10 +44,14 @@ class DataReport:
             f"{self.packed_rows:,} rows filled to {self.fill:.1%}; "
             f"{about}{self.steps_per_epoch:,} steps per epoch"
         ]
+        return "\n".join([*lines, *self.lost()])
+
+    def lost(self) -> list[str]:
+        """What was cut or left out, a sentence each; empty where everything was used."""
+        lines = [f"{count:,} rows skipped: {reason}" for reason, count in self.skipped.items()]
         if self.truncated:
-            lines.append(f"{self.truncated:,} examples were cut to the sequence length")
-        lines += [f"{count:,} rows skipped: {reason}" for reason, count in self.skipped.items()]
-        return "\n".join(lines)
+            lines.insert(0, f"{self.truncated:,} examples were cut to the sequence length")
+        return lines
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,10 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
     for layer in held:
         tensors.update(_factor_tensors(layer, *to_peft(layer, adapters[layer.module])))
     tensors.update(_bias_tensors(model, config, set(adapters)))
+    base = fingerprint(model)
     notes = {
         "version": 1,
-        "fingerprint": fingerprint(model),
+        "fingerprint": base,
         "quantization": _quantization(layers),
         "targets": config.targets,
         "exclude": config.exclude,
@@ -94,7 +95,7 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
         bias=config.bias,
         ensure_weight_tying=any(layer.is_embedding and layer.is_tied for layer in held),
         base=getattr(model, "source", None),
-        named_by=None if is_named else str(notes["fingerprint"]["backbone"]),  # type: ignore[index]
+        named_by=None if is_named else str(base["backbone"]),
     )
     with replaced_folder(folder) as new:
         metadata = {"format": "pt", "kerora": json.dumps(notes, sort_keys=True)}

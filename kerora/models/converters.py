@@ -162,7 +162,8 @@ def load_weights(backbone: keras.Model, source: str, config: dict[str, Any]) -> 
     try:
         with _Loader(source) as loader:
             converter_of_type(config["model_type"]).convert_weights(backbone, loader, config)
-            held = {name for file in loader.safetensor_files.values() for name in file.keys()}  # noqa: SIM118
+            files = loader.safetensor_files.values()
+            held = {name for file in files for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, KeyError) as error:
         raise ModelSourceError(f"The weights of '{source}' cannot be read: {error}") from error
     _check_all_taken(source, held, loader.taken)

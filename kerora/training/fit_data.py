@@ -99,10 +99,7 @@ def text_batches(
 def warn_of_lost_rows(batches: Batches) -> None:
     """Say which rows were left out or cut, if any were."""
     report = batches.report()
-    lost = [f"{count:,} rows skipped: {reason}" for reason, count in report.skipped.items()]
-    if report.truncated:
-        lost.append(f"{report.truncated:,} examples cut to the sequence length")
-    if lost:
+    if lost := report.lost():
         warnings.warn(f"Of {report.rows:,} rows read, {'; '.join(lost)}.", stacklevel=3)
 
 

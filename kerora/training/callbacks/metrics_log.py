@@ -98,7 +98,7 @@ class MetricsLog(StepCallback):
         try:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+                self._file = self.path.open("a", encoding="utf-8")
             self._file.write(line + "\n")
             self._file.flush()  # a killed process loses no line
         except OSError as error:
