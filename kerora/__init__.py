@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerora.compilation_cache import keep_compiled_code
 from kerora.cpu_memory import prepare_cpu_memory
+from kerora.lazy_tensorflow import import_tensorflow_when_used
 
 # Keras reads its backend once, when it is first imported.
 if "keras" in sys.modules:
@@ -27,6 +28,8 @@ else:
 if _backend == "jax":
     prepare_cpu_memory()
     keep_compiled_code()
+if _backend != "tensorflow":
+    import_tensorflow_when_used()
 
 if TYPE_CHECKING:
     from kerora.adapters import (

@@ -19,7 +19,8 @@ from kerora.models.errors import ModelSourceError
 def mend_tokenizer(tokenizer: Any, source: str) -> None:
     """Have a KerasHub tokenizer give the ids that the folder's own `tokenizer.json` gives.
 
-    Start and end tokens stay the preprocessor's. A SentencePiece tokenizer is left as it is.
+    Start and end tokens stay the preprocessor's. A SentencePiece tokenizer is left as it is. Inside
+    `tf.data`, where KerasHub would split words in its own way, the tokenizer refuses to work.
 
     Args:
         tokenizer: A KerasHub tokenizer that was converted from `source`.
@@ -39,3 +40,12 @@ def mend_tokenizer(tokenizer: Any, source: str) -> None:
     own.no_truncation()
     own.no_padding()
     tokenizer._tokenizer = own
+    tokenizer.cache = None  # KerasHub makes its tables for TensorFlow when there is none
+    tokenizer._set_vocabulary_and_merges_tf = _refuse_tensorflow
+
+
+def _refuse_tensorflow(*_: Any) -> None:
+    raise ModelSourceError(
+        "This tokenizer follows the tokenizer.json of its Hugging Face folder, which cannot run "
+        "inside tf.data. Give `fit` the texts or rows themselves, or tokenise them beforehand."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -10,6 +11,7 @@ from typing import Any
 
 import keras_hub
 
+from kerora.lazy_tensorflow import tensorflow_stood_in_for
 from kerora.models.converters import (
     converter_of_type,
     load_weights,
@@ -50,10 +52,11 @@ def load_task(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models
     model.generate("The cat", max_length=20)
     ```
     """
-    name = resolve_source(source)
-    if _is_huggingface(name):
-        return _load_huggingface(name, **kwargs)
-    return keras_hub.models.CausalLM.from_preset(name, **kwargs)
+    with _file_systems(source):
+        name = resolve_source(source)
+        if _is_huggingface(name):
+            return _load_huggingface(name, **kwargs)
+        return keras_hub.models.CausalLM.from_preset(name, **kwargs)
 
 
 def resolve_source(source: str | os.PathLike[str]) -> str:
@@ -80,6 +83,14 @@ def resolve_source(source: str | os.PathLike[str]) -> str:
         f"There is no folder and no KerasHub preset '{name}'.{hint} A source is one of: "
         f"{', '.join(BUNDLED)}; a KerasHub preset; hf://org/model; kaggle://…; a local folder."
     )
+
+
+def _file_systems(source: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:
+    """Keeps KerasHub from importing TensorFlow for its file systems where the source is on none."""
+    scheme, found, _ = os.fspath(source).partition("://")
+    if found and scheme not in ("hf", "kaggle", "modelscope"):
+        return contextlib.nullcontext()
+    return tensorflow_stood_in_for()
 
 
 def _check_folder(folder: Path) -> None:
@@ -122,7 +133,9 @@ def _load_huggingface(name: str, dtype: Any = None, **kwargs: Any) -> keras_hub.
             f"'{name}' holds no tokenizer (tokenizer.json or tokenizer.model). Pass "
             "`preprocessor=None` to load the model alone."
         )
-    task = keras_hub.models.CausalLM.from_preset(name, backbone=backbone, **kwargs)
+    # The tokenizer is mended below, and its tables for TensorFlow would be those of another.
+    with tensorflow_stood_in_for("lookup"):
+        task = keras_hub.models.CausalLM.from_preset(name, backbone=backbone, **kwargs)
     if "preprocessor" not in kwargs:
         mend_tokenizer(task.preprocessor.tokenizer, name)
     return task
@@ -146,7 +159,11 @@ def chat_template(source: str | os.PathLike[str]) -> str | None:
     Raises:
         ModelSourceError: If there is no such source.
     """
-    name = resolve_source(source)
+    with _file_systems(source):
+        return _own_template(resolve_source(source))
+
+
+def _own_template(name: str) -> str | None:
     if not _is_huggingface(name):
         return None
     if (path := preset_file(name, "chat_template.jinja")) is not None:
