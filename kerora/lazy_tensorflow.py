@@ -16,7 +16,8 @@ import importlib.machinery
 import importlib.util
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -47,7 +48,7 @@ def import_tensorflow_when_used() -> None:
     if "keras_hub" in sys.modules or any(name in sys.modules for name in _LIBRARIES):
         return
     if _installed():
-        sys.meta_path.insert(0, _KerasHubFinder())
+        sys.meta_path.insert(0, _Finder("keras_hub", _beside_stand_ins))
 
 
 @contextlib.contextmanager
@@ -79,35 +80,55 @@ def _installed() -> bool:
     return all(spec is not None and spec.origin is not None for spec in specs)
 
 
-class _KerasHubFinder(importlib.abc.MetaPathFinder):
-    """Finds KerasHub as ever, once, and has it executed beside stand-ins."""
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a module as ever, once, and has it executed inside a context."""
+
+    def __init__(self, name: str, context: Callable[[ModuleType], AbstractContextManager]) -> None:
+        self._name, self._context, self._asked = name, context, False
 
     def find_spec(
         self, fullname: str, path: Any = None, target: Any = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "keras_hub":
+        if fullname != self._name or self._asked:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _BesideStandIns(spec.loader)
+        self._asked = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asked = False
+        if spec is not None:
+            self._loader: Any = spec.loader
+            spec.loader = self
         return spec
-
-
-class _BesideStandIns(importlib.abc.Loader):
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        import keras
-
-        with tensorflow_stood_in_for():
-            # Keras imports TensorFlow when it first writes a configuration.
-            keras.saving.serialize_keras_object(keras.config.dtype_policy())
+        sys.meta_path.remove(self)
+        with self._context(module):
             self._loader.exec_module(module)
+
+
+@contextlib.contextmanager
+def _beside_stand_ins(_: ModuleType) -> Iterator[None]:
+    import keras
+
+    with tensorflow_stood_in_for():
+        # Keras imports TensorFlow when it first writes a configuration.
+        keras.saving.serialize_keras_object(keras.config.dtype_policy())
+        yield
+
+
+def _seed_when_imported(seed: int) -> None:
+    """For `keras.utils.set_random_seed`, which seeds TensorFlow too."""
+
+    @contextlib.contextmanager
+    def seeded(tensorflow: Any) -> Iterator[None]:
+        yield
+        tensorflow.random.set_seed(seed)
+
+    sys.meta_path.insert(0, _Finder("tensorflow", seeded))
 
 
 def _clear_the_way() -> None:
@@ -205,6 +226,7 @@ _BEFORE_IMPORT: dict[str, dict[str, Any]] = {
         "TensorShape": _class("TensorShape"),
         "DType": _class("DType"),
         "TypeSpec": _class("TypeSpec"),
+        "random": _Part("random", set_seed=_seed_when_imported),
         "data": _Part("data", Dataset=_class("data.Dataset")),
         "io": _Part("io", gfile=_Part("io.gfile", get_registered_schemes=lambda: [])),
     },

@@ -56,6 +56,14 @@ def test_real_texts_become_the_ids_of_transformers(name):
     assert [list(row) for row in ids] == expected
 
 
+def test_other_ids_inside_a_tensorflow_pipeline_are_refused(tmp_path):
+    _folder("llama", "gpt2", tmp_path)
+    tokenizer = load_task(tmp_path).preprocessor.tokenizer
+    texts = pytest.importorskip("tensorflow").data.Dataset.from_tensor_slices(TEXTS)
+    with pytest.raises(Exception, match=r"cannot run inside tf\.data"):  # a class made on the fly
+        texts.map(tokenizer)
+
+
 def test_a_damaged_tokenizer_is_named(tmp_path):
     _folder("llama", "gpt2", tmp_path)
     settings = json.loads((tmp_path / "tokenizer.json").read_text())
