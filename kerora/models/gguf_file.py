@@ -24,6 +24,7 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MOST_DIMENSIONS = 4
+_VALUES_AT_ONCE = 2**18  # few enough for a processor's cache
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 # By the number that the format gives each type of a value.
 _SCALARS = {
@@ -120,12 +121,18 @@ class GGUFFile:
         import gguf
 
         tensor = self.tensors[name]
-        data = self._bytes[tensor.start : tensor.start + tensor.size]
+        block, block_bytes = gguf.GGML_QUANT_SIZES[tensor.kind]
+        step = _VALUES_AT_ONCE // block * block_bytes
+        values, filled = np.empty(math.prod(tensor.shape), "float32"), 0
         try:
-            values = gguf.dequantize(data.reshape(math.prod(tensor.shape[:-1]), -1), tensor.kind)
+            for start in range(tensor.start, tensor.start + tensor.size, step):
+                end = min(start + step, tensor.start + tensor.size)
+                part = gguf.dequantize(self._bytes[start:end][None], tensor.kind).ravel()
+                values[filled : filled + part.size] = part
+                filled += part.size
         except NotImplementedError as error:
             raise self.error(f"tensor '{name}' is of type {tensor.kind.name}") from error
-        return np.asarray(values, "float32").reshape(tensor.shape)
+        return values.reshape(tensor.shape)
 
     def _take(self, size: int) -> np.ndarray:
         end = self._cursor + size

@@ -116,3 +116,9 @@ def interleaved_to_halves(rows: np.ndarray, head_dim: int) -> np.ndarray:
     """
     pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
+
+
+def halves_to_interleaved(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    """The inverse of `interleaved_to_halves`."""
+    halves = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)

@@ -49,7 +49,6 @@ def tokens_of(model, text: str) -> list[int]:
         ("llama31_tied", {}),
         ("mistral", {"sliding_window": None}),
         ("qwen2", {}),
-        ("qwen2_tied", {}),
         ("qwen3", {}),
         ("gemma", {}),
         ("gemma2", {}),
@@ -58,6 +57,8 @@ def tokens_of(model, text: str) -> list[int]:
     ],
 )
 def test_a_file_gives_the_model_that_it_was_made_from(name, overrides, tmp_path):
+    if keras.backend.backend() != "jax" and name not in ("llama", "gemma3"):
+        pytest.skip("the rest of the way is that of a folder, which is tested on each backend")
     reference = tiny_gguf(name, tmp_path / "model.gguf", **overrides)
     model = load_task(tmp_path / "model.gguf", preprocessor=None)
     np.testing.assert_allclose(keras_logits(model), torch_logits(reference), atol=2e-4)
