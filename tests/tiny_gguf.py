@@ -31,6 +31,8 @@ def tiny_gguf(
     writer = gguf.GGUFWriter(path, arch)
     _add_metadata(writer, config, arch)
     for key, value in (vocabulary or {}).items():
+        if value is None:
+            continue
         _add_field(writer, f"tokenizer.{key}", value)
     number = next(key for key, text in gguf.MODEL_ARCH_NAMES.items() if text == arch)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)

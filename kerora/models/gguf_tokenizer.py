@@ -21,6 +21,7 @@ from kerora.models.gguf_file import GGUFFile
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 _SPACE = "\u2581"
+_LONGEST_TOKEN = 1024  # All ways to cut a token in two are tried.
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -92,6 +93,8 @@ def read_vocabulary(file: GGUFFile, vocabulary_size: int) -> Vocabulary:
             f"its {len(tokens)} tokens ({len(set(tokens))} different ones) do not fit the "
             f"{vocabulary_size} rows of its embeddings"
         )
+    if max(map(len, tokens), default=0) > _LONGEST_TOKEN:
+        raise file.error(f"one of its tokens has more than {_LONGEST_TOKEN} characters")
     kinds = _list_of(file, "token_type", int, len(tokens), default=[1] * len(tokens))
     special = {}
     for name, key in (
@@ -129,6 +132,8 @@ def write_tokenizer(vocabulary: Vocabulary, family: str, folder: Path) -> None:
             )
         (folder / "tokenizer.model").write_bytes(_sentencepiece_model(vocabulary))
     else:
+        if family == "llama" and not {"bos_token", "eos_token"} <= set(vocabulary.special):
+            raise vocabulary.file.error("it names no start token or no end token")
         build = _sentencepiece_as_bpe if is_sentencepiece else _byte_level_bpe
         build(vocabulary).save(str(folder / "tokenizer.json"))
     fields = {"bos_token": None, "eos_token": None} | vocabulary.special
@@ -215,6 +220,8 @@ def _with_model(vocabulary: Vocabulary, merges: list[Any], **options: Any) -> to
 
 
 def _sentencepiece_model(vocabulary: Vocabulary) -> bytes:
+    import sentencepiece
+
     schema: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
 
     file, tokens, special = vocabulary.file, vocabulary.tokens, vocabulary.special
@@ -250,4 +257,9 @@ def _sentencepiece_model(vocabulary: Vocabulary) -> bytes:
             setattr(trainer, f"{short}_piece", text)
     normalizer.name, normalizer.remove_extra_whitespaces = "identity", False
     normalizer.add_dummy_prefix = bool(file.fields.get("tokenizer.ggml.add_space_prefix", True))
-    return proto.SerializeToString()
+    model = proto.SerializeToString()
+    try:
+        sentencepiece.SentencePieceProcessor(model_proto=model)
+    except Exception as error:  # The library raises bare `RuntimeError`s, and others.
+        raise file.error(f"its vocabulary is not SentencePiece's: {error}") from error
+    return model

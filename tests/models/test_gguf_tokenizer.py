@@ -209,6 +209,8 @@ def test_an_unknown_split_is_refused(tmp_path):
         ({"ggml.eos_token_id": 10_000}, "no token's number"),
         ({"ggml.merges": ["x yz nothing"]}, "merges do not fit"),
         ({"ggml.model": "bert"}, "'bert'"),
+        ({"ggml.tokens": ["a", "b" * 100_000]}, "more than 1024 characters"),
+        ({"ggml.bos_token_id": None}, "no start token"),
     ],
 )
 def test_vocabularies_that_contradict_themselves(changes, message, tmp_path):
@@ -219,6 +221,16 @@ def test_vocabularies_that_contradict_themselves(changes, message, tmp_path):
         "llama", path, vocabulary={**vocabulary, "ggml.pre": "gpt-2", **changes}, vocab_size=size
     )
     with pytest.raises(ModelSourceError, match=message):
+        load_task(path)
+
+
+def test_pieces_that_sentencepiece_refuses(tmp_path):
+    _, vocabulary = sentencepiece()
+    path = tmp_path / "model.gguf"
+    vocabulary["ggml.tokens"][-1] = ""
+    size = len(vocabulary["ggml.tokens"])
+    tiny_gguf("mistral", path, vocabulary=vocabulary, vocab_size=size, sliding_window=None)
+    with pytest.raises(ModelSourceError, match="not SentencePiece's"):
         load_task(path)
 
 
