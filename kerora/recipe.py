@@ -34,8 +34,8 @@ class ModelRecipe(_Section):
 
     source: str = Field(
         description="Where the model comes from: tiny_gemma (bundled), a KerasHub preset name, "
-        "hf://USER/MODEL, kaggle://USER/MODEL, or a local folder (KerasHub preset or Hugging "
-        "Face).",
+        "hf://USER/MODEL, kaggle://USER/MODEL, a local folder (KerasHub preset or Hugging Face), "
+        "or a .gguf file.",
         examples=["tiny_gemma"],
     )
     weights: Literal["pretrained", "random"] = Field(
@@ -56,10 +56,12 @@ class ModelRecipe(_Section):
     def _folder_exists(cls, source: str) -> str:
         path = Path(source).expanduser()
         looks_local = source.startswith((".", "~", "/")) or "/" in source
-        if looks_local and "://" not in source and not path.is_dir():
+        exists = path.is_dir() or (path.is_file() and path.suffix == ".gguf")
+        if looks_local and "://" not in source and not exists:
             raise ValueError(
-                f"no such folder: {source!r} (from {os.getcwd()}).{_near_path(source)} A model "
-                "of a hub is written hf://USER/MODEL or kaggle://USER/MODEL"
+                f"no such folder or .gguf file: {source!r} (from {os.getcwd()})."
+                f"{_near_path(source)} A model of a hub is written hf://USER/MODEL or "
+                "kaggle://USER/MODEL"
             )
         return source
 

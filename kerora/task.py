@@ -37,7 +37,7 @@ def from_preset(source: str, **kwargs: Any) -> Task:
 
     Args:
         source: `"tiny_gemma"` (bundled), a KerasHub preset name, `hf://…`, `kaggle://…`, or a
-            local folder: a KerasHub preset or a Hugging Face model.
+            local folder: a KerasHub preset or a Hugging Face model; or a `.gguf` file.
         **kwargs: For KerasHub's own `from_preset`, such as `dtype="bfloat16"`.
 
     Returns:

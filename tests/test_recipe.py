@@ -143,7 +143,7 @@ def test_a_wrong_override_is_named_instead_of_a_line(write):
         ("optimizer={name: lion}", "lion needs a learning rate of its own"),
         ("epochs=0", "expected a whole number (at least 1) or null. Received: 0"),
         ("adapter=nnone", "expected a section of keys or none. Received: 'nnone'"),
-        ("model.source=./nowhere/model", "no such folder: './nowhere/model'"),
+        ("model.source=./nowhere/model", "no such folder or .gguf file: './nowhere/model'"),
         ("data.train=[]", "an empty list of files"),
         ("data.train=rows/*.jsonl", "no such file: 'rows/*.jsonl'"),
         ("sequence_length=1", "expected a whole number (at least 2). Received: 1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from kerora.cli.evaluate import evaluate
+from kerora.cli.export import export
 from kerora.cli.generate import generate
 from kerora.cli.inspect import inspect
 from kerora.cli.recipe import recipe
@@ -18,5 +19,5 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, recipe, generate, evaluate, inspect):
+for command in (train, recipe, generate, evaluate, inspect, export):
     app.command()(command)

@@ -1,6 +1,7 @@
-"""Adapters in the folders of Hugging Face PEFT."""
+"""Adapters in the folders of Hugging Face PEFT, and as GGUF files."""
 
 from kerora.interchange.contents import AdapterContents, inspect_adapter
+from kerora.interchange.gguf_adapter import save_gguf_adapter
 from kerora.interchange.huggingface_names import HuggingFaceWeight, huggingface_weights
 from kerora.interchange.peft import load_adapter, save_adapter
 
@@ -11,4 +12,5 @@ __all__ = [
     "inspect_adapter",
     "load_adapter",
     "save_adapter",
+    "save_gguf_adapter",
 ]

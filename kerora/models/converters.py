@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -120,13 +120,20 @@ def matrices_left_empty() -> Iterator[None]:
         keras.layers.Layer.add_weight = add_weight
 
 
-def load_weights(backbone: keras.Model, source: str, config: dict[str, Any]) -> None:
+def load_weights(
+    backbone: keras.Model,
+    source: str,
+    config: dict[str, Any],
+    tensors: Mapping[str, np.ndarray] | None = None,
+) -> None:
     """Fill a backbone from a Hugging Face folder, one tensor at a time.
 
     Args:
         backbone: A backbone that was built for `config`.
         source: The folder, or a `hf://` handle.
         config: Its `config.json`.
+        tensors: Its weights by Hugging Face name, read one by one. Default: the folder's
+            safetensors.
 
     Raises:
         ModelSourceError: If the weights lack a tensor, cannot be read, or hold one that the
@@ -145,7 +152,10 @@ def load_weights(backbone: keras.Model, source: str, config: dict[str, Any]) -> 
             if hf_weight_key == _TIED_HEAD and text_config(config).get("tie_word_embeddings"):
                 # The head of a tied model is not stored twice.
                 hf_weight_key = f"model.{_TABLE}"
-            tensor = super().get_tensor(hf_weight_key)
+            if tensors is None:
+                tensor = super().get_tensor(hf_weight_key)
+            else:
+                tensor = tensors[self.get_prefixed_key(hf_weight_key, tensors)]
             self.taken.add(hf_weight_key)
             return tensor.view(UnroundedArray)
 
@@ -162,7 +172,7 @@ def load_weights(backbone: keras.Model, source: str, config: dict[str, Any]) -> 
     try:
         with _Loader(source) as loader:
             converter_of_type(config["model_type"]).convert_weights(backbone, loader, config)
-            files = loader.safetensor_files.values()
+            files = [tensors] if tensors is not None else loader.safetensor_files.values()
             held = {name for file in files for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, KeyError) as error:
         raise ModelSourceError(f"The weights of '{source}' cannot be read: {error}") from error

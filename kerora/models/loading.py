@@ -6,10 +6,12 @@ import contextlib
 import difflib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras_hub
+import numpy as np
 
 from kerora.lazy_tensorflow import tensorflow_stood_in_for
 from kerora.models.converters import (
@@ -20,6 +22,7 @@ from kerora.models.converters import (
     read_config,
 )
 from kerora.models.errors import ModelSourceError
+from kerora.models.gguf_model import as_huggingface_folder, gguf_chat_template, is_gguf
 from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
 from kerora.models.huggingface_tokenizer import mend_tokenizer
 
@@ -30,12 +33,14 @@ def load_task(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models
     """Load a KerasHub causal language model.
 
     A Hugging Face folder is read tensor by tensor, and gives what `transformers` gives: what
-    KerasHub's converters drop from its configuration is put back.
+    KerasHub's converters drop from its configuration is put back. A GGUF file is read in the same
+    way; its quantised weights become `dtype`.
 
     Args:
         source: The bundled `"tiny_gemma"`, the name of a KerasHub preset (`"gemma_2b_en"`), a
             handle (`"hf://org/model"`, `"kaggle://org/model/keras/variant"`), or a local folder: a
-            KerasHub preset or a Hugging Face model with config.json and safetensors.
+            KerasHub preset or a Hugging Face model with config.json and safetensors; or a `.gguf`
+            file of a Llama, Mistral, Gemma or Qwen.
         **kwargs: `dtype` of the weights (default: Keras' own, float32), `preprocessor` (None for a
             model without its tokenizer), and what the task's `from_preset` takes.
 
@@ -54,13 +59,18 @@ def load_task(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models
     """
     with _file_systems(source):
         name = resolve_source(source)
+        if is_gguf(name):
+            with_tokenizer = "preprocessor" not in kwargs
+            with as_huggingface_folder(name, with_tokenizer=with_tokenizer) as (folder, tensors):
+                return _load_huggingface(folder, tensors=tensors, **kwargs)
         if _is_huggingface(name):
             return _load_huggingface(name, **kwargs)
         return keras_hub.models.CausalLM.from_preset(name, **kwargs)
 
 
 def resolve_source(source: str | os.PathLike[str]) -> str:
-    """The source as KerasHub understands it: a preset's name, a handle, or a folder that exists.
+    """The source as KerasHub understands it: a preset's name, a handle, or a folder that exists; or
+    the path of a GGUF file.
 
     Raises:
         ModelSourceError: If it is none of these.
@@ -73,7 +83,9 @@ def resolve_source(source: str | os.PathLike[str]) -> str:
     if name in keras_hub.models.CausalLM.presets or "://" in name:
         return name
     if folder.is_file():
-        raise ModelSourceError(f"A model is a folder. Received the file '{name}'.")
+        if is_gguf(name):
+            return name
+        raise ModelSourceError(f"A model is a folder or a .gguf file. Received the file '{name}'.")
     if name in keras_hub.models.Backbone.presets:
         raise ModelSourceError(f"'{name}' is a KerasHub preset, but no causal language model.")
     known = [*BUNDLED, *keras_hub.models.CausalLM.presets]
@@ -81,7 +93,8 @@ def resolve_source(source: str | os.PathLike[str]) -> str:
     hint = f" Did you mean '{near[0]}'?" if near else ""
     raise ModelSourceError(
         f"There is no folder and no KerasHub preset '{name}'.{hint} A source is one of: "
-        f"{', '.join(BUNDLED)}; a KerasHub preset; hf://org/model; kaggle://…; a local folder."
+        f"{', '.join(BUNDLED)}; a KerasHub preset; hf://org/model; kaggle://…; a local folder; a "
+        ".gguf file."
     )
 
 
@@ -119,7 +132,12 @@ def _is_huggingface(name: str) -> bool:
     return "registered_name" not in config and "model_type" in config
 
 
-def _load_huggingface(name: str, dtype: Any = None, **kwargs: Any) -> keras_hub.models.CausalLM:
+def _load_huggingface(
+    name: str,
+    dtype: Any = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
+    **kwargs: Any,
+) -> keras_hub.models.CausalLM:
     config = read_config(name)
     converter_of_type(config["model_type"])
     with matrices_left_empty():
@@ -127,7 +145,7 @@ def _load_huggingface(name: str, dtype: Any = None, **kwargs: Any) -> keras_hub.
             name, load_weights=False, dtype=dtype, **constructor_arguments(config)
         )
     mend_layers(backbone, config)
-    load_weights(backbone, name, config)
+    load_weights(backbone, name, config, tensors)
     if "preprocessor" not in kwargs and not _has_tokenizer(name):
         raise ModelSourceError(
             f"'{name}' holds no tokenizer (tokenizer.json or tokenizer.model). Pass "
@@ -147,23 +165,29 @@ def _has_tokenizer(name: str) -> bool:
 
 
 def chat_template(source: str | os.PathLike[str]) -> str | None:
-    """The Jinja chat template that a Hugging Face folder brings, if it brings one.
+    """The Jinja chat template that a Hugging Face folder or a GGUF file brings, if it brings one.
 
     Args:
         source: As for `load_task`.
 
     Returns:
-        The text of chat_template.jinja, or of `chat_template` in tokenizer_config.json; None for a
-        model without one, and for KerasHub presets, which have none.
+        The text of chat_template.jinja, of `chat_template` in tokenizer_config.json, or of a GGUF
+        file's metadata; None for a model without one, and for KerasHub presets, which have none.
 
     Raises:
         ModelSourceError: If there is no such source.
     """
+<<<<<<< HEAD
     with _file_systems(source):
         return _own_template(resolve_source(source))
 
 
 def _own_template(name: str) -> str | None:
+=======
+    name = resolve_source(source)
+    if is_gguf(name):
+        return gguf_chat_template(name)
+>>>>>>> h-gguf
     if not _is_huggingface(name):
         return None
     if (path := preset_file(name, "chat_template.jinja")) is not None:

@@ -11,7 +11,7 @@ import pytest
 
 from kerora.recipe import load_recipe
 
-COMMANDS = ("train", "recipe", "generate", "evaluate", "inspect")
+COMMANDS = ("train", "recipe", "generate", "evaluate", "inspect", "export")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

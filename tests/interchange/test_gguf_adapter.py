@@ -1,0 +1,140 @@
+"""That a GGUF adapter does in llama.cpp, and by its own numbers, what it does in kerora."""
+
+import gguf
+import keras
+import numpy as np
+import pytest
+from tiny_gguf import tiny_gguf
+from tiny_transformers import keras_logits
+from typer.testing import CliRunner
+
+from kerora.adapters import AdapterError, LoraConfig, add_adapter
+from kerora.cli.main import app
+from kerora.interchange import save_adapter, save_gguf_adapter
+from kerora.models.gguf_file import GGUFFile
+from kerora.models.loading import load_task
+
+pytest.importorskip("transformers")
+pytest.importorskip("torch")
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="what a PEFT folder holds is tested on each backend"
+)
+
+VOCABULARY = {
+    "ggml.model": "llama",
+    "ggml.tokens": ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁"],
+    "ggml.token_type": [2, 3, 3, *[6] * 256, 1],
+    "ggml.scores": [0.0] * 259 + [-1.0],
+    "ggml.bos_token_id": 1,
+    "ggml.eos_token_id": 2,
+    "ggml.unknown_token_id": 0,
+}
+
+
+def adapted(path, targets="all-linear", **options):
+    model = load_task(path, preprocessor=None)
+    add_adapter(model, LoraConfig(rank=4, alpha=6, targets=targets, **options))
+    generator = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        variable.assign(generator.normal(0, 0.2, variable.shape))
+    return model
+
+
+def merged_file(base, adapter, path):
+    """The base's GGUF file with the adapter's deltas added, as the format defines them."""
+    reader, delta = gguf.GGUFReader(base), gguf.GGUFReader(adapter)
+    factors = {tensor.name: tensor.data for tensor in delta.tensors}
+    alpha = delta.get_field("adapter.lora.alpha").contents()
+    data = bytearray(base.read_bytes())
+    for tensor in reader.tensors:
+        if f"{tensor.name}.lora_a" in factors:
+            a, b = factors.pop(f"{tensor.name}.lora_a"), factors.pop(f"{tensor.name}.lora_b")
+            value = tensor.data + alpha / a.shape[0] * b @ a
+            start = int(tensor.data_offset)
+            data[start : start + tensor.n_bytes] = value.astype("float32").tobytes()
+    assert not factors
+    path.write_bytes(data)
+    return delta
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("llama", "llama"), ("qwen2", "qwen2"), ("gemma2", "gemma2"), ("gemma3", "gemma3")],
+)
+def test_the_deltas_of_the_file_make_the_adapted_model(name, architecture, tmp_path):
+    base, adapter = tmp_path / "model.gguf", tmp_path / "adapter.gguf"
+    tiny_gguf(name, base)
+    model = adapted(base)
+    save_gguf_adapter(model, adapter)
+    written = merged_file(base, adapter, tmp_path / "merged.gguf")
+    assert written.get_field("general.architecture").contents() == architecture
+    assert written.get_field("general.type").contents() == "adapter"
+    assert written.get_field("adapter.type").contents() == "lora"
+    merged = keras_logits(load_task(tmp_path / "merged.gguf", preprocessor=None))
+    np.testing.assert_allclose(keras_logits(model), merged, atol=1e-3)
+    assert np.abs(merged - keras_logits(load_task(base, preprocessor=None))).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_llama_cpp_answers_alike(name, tmp_path):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    base, adapter = tmp_path / "model.gguf", tmp_path / "adapter.gguf"
+    tiny_gguf(name, base, vocabulary=VOCABULARY, vocab_size=260)
+    model = adapted(base)
+    save_gguf_adapter(model, adapter)
+    prompt, answers = [1, 75, 104, 111, 40], {}
+    for lora in (None, adapter):
+        runner = llama_cpp.Llama(
+            str(base), lora_path=lora and str(lora), n_ctx=64, n_threads=1, verbose=False
+        )
+        tokens = runner.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0)
+        answers[lora] = [token for token, _ in zip(tokens, range(20), strict=False)]
+    ids = np.array([prompt + [0] * 20])
+    for end in range(len(prompt), ids.size):
+        ids[0, end] = keras_logits(model, ids)[0, end - 1].argmax()
+    assert ids[0, len(prompt) :].tolist() == answers[adapter]
+    assert answers[adapter] != answers[None]
+
+
+def test_what_the_format_cannot_hold_is_refused_and_nothing_is_lost(tmp_path):
+    base, adapter = tmp_path / "model.gguf", tmp_path / "adapter.gguf"
+    tiny_gguf("qwen2", base)
+    adapter.write_bytes(b"earlier")
+    with pytest.raises(AdapterError, match="trained biases"):
+        save_gguf_adapter(adapted(base, bias="all"), adapter)
+    with pytest.raises(AdapterError, match=r"adapter on 'model\.embed_tokens'"):
+        save_gguf_adapter(adapted(base, targets=["token_embedding"]), adapter)
+    with pytest.raises(AdapterError, match="No adapter named"):
+        save_gguf_adapter(load_task(base, preprocessor=None), adapter)
+    dense = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+    with pytest.raises(AdapterError, match=r"Llama3Backbone.*Received: Sequential"):
+        save_gguf_adapter(dense, adapter)
+    assert adapter.read_bytes() == b"earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "adapter.gguf",
+        "model-hf",
+        "model.gguf",
+    ]
+
+
+def test_the_command_writes_the_same_file(tmp_path):
+    base, adapter = tmp_path / "model.gguf", tmp_path / "adapter.gguf"
+    tiny_gguf("qwen2", base)
+    model = adapted(base)
+    save_gguf_adapter(model, adapter)
+    save_adapter(model, tmp_path / "peft")
+    out = tmp_path / "new" / "out.gguf"
+    done = CliRunner().invoke(
+        app, ["export", str(base), "--adapter", str(tmp_path / "peft"), "--gguf", str(out)]
+    )
+    assert (done.exit_code, done.stdout) == (0, f"{out}\n")
+    assert out.read_bytes() == adapter.read_bytes()
+
+
+def test_a_file_that_holds_no_model_says_so(tmp_path):
+    base, adapter = tmp_path / "model.gguf", tmp_path / "adapter.gguf"
+    tiny_gguf("qwen2", base)
+    save_gguf_adapter(adapted(base), adapter)
+    assert GGUFFile(adapter).fields["general.type"] == "adapter"
+    with pytest.raises(ValueError, match=r"holds no model, but the type 'adapter'"):
+        load_task(adapter)

@@ -1,0 +1,166 @@
+"""That a GGUF file gives the model that it was made from."""
+
+import json
+import os
+from pathlib import Path
+
+import gguf
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+from tiny_gguf import tiny_gguf
+from tiny_transformers import keras_logits, torch_logits
+
+import kerora
+from kerora.models.errors import ModelSourceError
+from kerora.models.gguf_file import GGUFFile
+from kerora.models.gguf_model import as_huggingface_folder
+from kerora.models.loading import chat_template, load_task
+
+pytest.importorskip("transformers")
+pytest.importorskip("torch")
+
+KINDS = gguf.GGMLQuantizationType
+SENTENCE = (
+    "Photosynthesis is the process by which plants use sunlight, water and carbon dioxide to "
+    "create oxygen and energy in the form of sugar."
+)
+
+
+def real_file(name: str) -> Path:
+    folder = os.environ.get("KERORA_REAL_MODELS")
+    if folder is None:
+        pytest.skip("KERORA_REAL_MODELS is not set")
+    path = Path(folder) / f"{name}.gguf"
+    if not path.is_file():
+        pytest.skip(f"KERORA_REAL_MODELS holds no {path.name}")
+    return path
+
+
+def tokens_of(model, text: str) -> list[int]:
+    return [int(index) for index in np.asarray(model.preprocessor.tokenizer(text))]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("llama", {}),
+        ("llama31_tied", {}),
+        ("mistral", {"sliding_window": None}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("gemma", {}),
+        ("gemma2", {}),
+        ("gemma3", {}),
+        ("gemma3_scaled", {"query_pre_attn_scalar": 16}),
+    ],
+)
+def test_a_file_gives_the_model_that_it_was_made_from(name, overrides, tmp_path):
+    if keras.backend.backend() != "jax" and name not in ("llama", "gemma3"):
+        pytest.skip("the rest of the way is that of a folder, which is tested on each backend")
+    reference = tiny_gguf(name, tmp_path / "model.gguf", **overrides)
+    model = load_task(tmp_path / "model.gguf", preprocessor=None)
+    np.testing.assert_allclose(keras_logits(model), torch_logits(reference), atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"])
+def test_quantised_weights_are_those_that_the_file_holds(name, tmp_path):
+    if keras.backend.backend() != "jax":
+        pytest.skip("dequantisation does not depend on the backend")
+    reference = tiny_gguf("llama", tmp_path / "model.gguf", KINDS[name], intermediate_size=64)
+    model = load_task(tmp_path / "model.gguf", preprocessor=None)
+    np.testing.assert_allclose(keras_logits(model), torch_logits(reference), atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_transformers_reads_the_tests_files_alike(name, tmp_path):
+    import transformers
+
+    if keras.backend.backend() != "jax":
+        pytest.skip("it is about the tests' own files")
+    reference = tiny_gguf(name, tmp_path / "model.gguf")
+    config = reference.config  # A GGUF file without a vocabulary tells transformers no config.
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="model.gguf", config=config
+    )
+    np.testing.assert_allclose(torch_logits(again.eval()), torch_logits(reference), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("smollm2-135m-instruct", 2.314), ("gemma-3-270m", 1.748)]
+)
+def test_the_likelihood_of_real_files(name, expected):
+    if keras.backend.backend() != "jax":
+        pytest.skip("loading is tested on small files here")
+    path = real_file(name)
+    model = kerora.from_preset(str(path), dtype="float32")
+    ids = tokens_of(model, SENTENCE)
+    if name.startswith("gemma"):
+        ids = [model.preprocessor.tokenizer.start_token_id, *ids]
+    logits = keras_logits(model, np.array([ids]))[0]
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_probability = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    likelihood = -log_probability[np.arange(len(ids) - 1), ids[1:]].mean()
+    # The known figures are of the same weights rounded to bfloat16.
+    assert abs(likelihood - expected) < 0.005
+    template = model.chat_template
+    assert "<|im_start|>assistant" in template if "smollm2" in name else template is None
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
+def test_real_tensors_are_those_of_the_folder_made_from_the_file(name):
+    from safetensors import safe_open
+
+    if keras.backend.backend() != "jax":
+        pytest.skip("reading a file does not depend on the backend")
+    path = real_file(name)
+    with (
+        as_huggingface_folder(path, with_tokenizer=False) as (folder, tensors),
+        safe_open(path.with_suffix("") / "model.safetensors", "np") as expected,
+    ):
+        assert set(tensors) == set(expected.keys())
+        for key in sorted(tensors)[::7]:
+            rounded = tensors[key].astype(ml_dtypes.bfloat16)
+            assert (rounded == expected.get_tensor(key)).all(), key
+        config = json.loads((Path(folder) / "config.json").read_text())
+    known = json.loads((path.with_suffix("") / "config.json").read_text())
+    for key in set(config) & set(known) - {"rms_norm_eps"}:
+        assert config[key] == known[key], key
+    assert config["rms_norm_eps"] == pytest.approx(known["rms_norm_eps"])
+
+
+def test_the_type_of_the_weights_is_what_was_asked_for(tmp_path):
+    tiny_gguf("llama", tmp_path / "model.gguf")
+    model = load_task(tmp_path / "model.gguf", dtype="bfloat16", preprocessor=None)
+    assert model.backbone.token_embedding.embeddings.dtype == "bfloat16"
+
+
+def test_the_chat_template_of_a_file(tmp_path):
+    path = tmp_path / "model.gguf"
+    tiny_gguf("llama", path, vocabulary={"chat_template": "{{ messages }}"})
+    assert chat_template(path) == "{{ messages }}"
+    tiny_gguf("llama", path)
+    assert chat_template(path) is None
+
+
+def test_a_file_without_tokenizer_says_so(tmp_path):
+    tiny_gguf("llama", tmp_path / "model.gguf")
+    with pytest.raises(ModelSourceError, match=r"model\.gguf.*preprocessor=None"):
+        load_task(tmp_path / "model.gguf")
+
+
+def test_a_tensor_without_a_place_is_refused(tmp_path):
+    tiny_gguf("llama", tmp_path / "model.gguf", attention_bias=True)
+    with pytest.raises(ModelSourceError, match=r"no place.*model\.gguf.*k_proj\.bias"):
+        load_task(tmp_path / "model.gguf", preprocessor=None)
+
+
+def test_an_architecture_that_is_not_read_is_named(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "mamba")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert GGUFFile(tmp_path / "model.gguf").fields["general.architecture"] == "mamba"
+    with pytest.raises(ModelSourceError, match=r"'mamba'; read are llama, gemma"):
+        load_task(tmp_path / "model.gguf")

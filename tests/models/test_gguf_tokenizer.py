@@ -1,0 +1,260 @@
+"""That the tokenizer of a GGUF file gives the ids of the tokenizer that it was made from."""
+
+import inspect
+import io
+import json
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tokenizers
+from tiny_gguf import tiny_gguf
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from kerora.models.errors import ModelSourceError
+from kerora.models.gguf_config import huggingface_config
+from kerora.models.gguf_file import GGUFFile
+from kerora.models.gguf_tokenizer import read_vocabulary, write_tokenizer
+from kerora.models.loading import load_task
+
+pytest.importorskip("transformers")
+pytest.importorskip("torch")
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="a tokenizer does not depend on the backend"
+)
+
+TEXTS = [
+    "It's 2024:\n\n  1,234.5 naïve cafés —\t東京\r\nλx → 🙂 you'LL  \n see_me",
+    "Once upon a time there was a cat. It sat on 3 mats, and ate 12345 mice.",
+    " leading, trailing ",
+    "",
+]
+CORPUS = [
+    *TEXTS,
+    "the cat sat on the mat and the dog sat on the log",
+    "naïve café 東京 2024 2025",
+] * 5
+
+
+def ids_of(model, text):
+    return [int(index) for index in np.asarray(model.preprocessor.tokenizer(text))]
+
+
+def byte_level(pattern, special, **model_options):
+    """A small trained byte-level tokenizer, and its vocabulary as a GGUF file holds it."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(**model_options))
+    steps = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)]
+    if pattern is not None:
+        steps.insert(0, pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokens = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    vocabulary = {
+        "ggml.model": "gpt2",
+        "ggml.tokens": tokens,
+        "ggml.token_type": [3 if token in special else 1 for token in tokens],
+        "ggml.merges": [" ".join(merge) for merge in merges],
+        "ggml.bos_token_id": 0,
+        "ggml.eos_token_id": 1,
+    }
+    return tokenizer, vocabulary
+
+
+def qwen_pattern():
+    from transformers.models.qwen2 import tokenization_qwen2
+
+    return tokenization_qwen2.PRETOKENIZE_REGEX
+
+
+def llama3_pattern():
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    return inspect.signature(TikTokenConverter.__init__).parameters["pattern"].default
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "pattern", "special"),
+    [
+        ("llama", "llama-bpe", llama3_pattern, ["<|begin_of_text|>", "<|end_of_text|>"]),
+        ("llama", "gpt-2", lambda: None, ["<s>", "</s>"]),
+        ("qwen2", "qwen2", qwen_pattern, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]),
+        ("qwen3", "qwen2", qwen_pattern, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]),
+    ],
+)
+def test_byte_level_ids(name, split, pattern, special, tmp_path):
+    if split == "llama-bpe":
+        special = [*special, "<|eot_id|>"]
+    reference, vocabulary = byte_level(pattern(), special, ignore_merges=split == "llama-bpe")
+    if split == "qwen2":
+        reference.normalizer = normalizers.NFC()
+    vocabulary["ggml.pre"] = split
+    path = tmp_path / "model.gguf"
+    tiny_gguf(name, path, vocabulary=vocabulary, vocab_size=len(vocabulary["ggml.tokens"]))
+    model = load_task(path)
+    for text in [*TEXTS, f"a{special[0]}b 7\n{special[1]}", "cafe\u0301"]:
+        expected = reference.encode(text, add_special_tokens=False).ids
+        assert ids_of(model, text) == expected, text
+    tokenizer = model.preprocessor.tokenizer
+    assert tokenizer.detokenize(tokenizer(TEXTS[0])) == TEXTS[0]
+    assert tokenizer.end_token_id == vocabulary["ggml.tokens"].index(
+        {"qwen2": "<|endoftext|>"}.get(name, special[1])
+    )
+
+
+def sentencepiece(**options):
+    """A small trained SentencePiece model, and its vocabulary as a GGUF file holds it."""
+    import sentencepiece
+
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS),
+        model_writer=written,
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        character_coverage=0.98,
+        user_defined_symbols=["<turn>"],
+        minloglevel=2,
+        **options,
+    )
+    model = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    tokens = [model.id_to_piece(index) for index in range(model.get_piece_size())]
+
+    def kind(index):
+        if model.is_unknown(index):
+            return 2
+        if model.is_control(index):
+            return 3
+        if model.is_byte(index):
+            return 6
+        return 4 if tokens[index] == "<turn>" else 1
+
+    vocabulary = {
+        "ggml.model": "llama",
+        "ggml.tokens": tokens,
+        "ggml.token_type": [kind(index) for index in range(len(tokens))],
+        "ggml.scores": [float(model.get_score(index)) for index in range(len(tokens))],
+        "ggml.bos_token_id": model.bos_id(),
+        "ggml.eos_token_id": model.eos_id(),
+        "ggml.unknown_token_id": model.unk_id(),
+        "ggml.add_space_prefix": options.get("add_dummy_prefix", True),
+    }
+    return model, vocabulary
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "options"),
+    [
+        ("llama", {}, {}),
+        ("mistral", {"sliding_window": None}, {}),
+        (
+            "gemma",
+            {},
+            {
+                "add_dummy_prefix": False,
+                "pad_id": 0,
+                "eos_id": 1,
+                "bos_id": 2,
+                "unk_id": 3,
+                "bos_piece": "<bos>",
+                "eos_piece": "<eos>",
+            },
+        ),
+    ],
+)
+def test_sentencepiece_ids(name, overrides, options, tmp_path):
+    reference, vocabulary = sentencepiece(**options)
+    if name == "gemma":
+        vocabulary["ggml.padding_token_id"] = 0
+    path = tmp_path / "model.gguf"
+    size = len(vocabulary["ggml.tokens"])
+    tiny_gguf(name, path, vocabulary=vocabulary, vocab_size=size, **overrides)
+    model = load_task(path)
+    for text in TEXTS:
+        assert ids_of(model, text) == reference.encode(text), text
+    tokenizer = model.preprocessor.tokenizer
+    assert tokenizer.detokenize(tokenizer(TEXTS[1])) == TEXTS[1]
+    assert tokenizer.start_token_id == reference.bos_id()
+    assert tokenizer.end_token_id == reference.eos_id()
+
+
+def test_an_unknown_split_is_refused(tmp_path):
+    _, vocabulary = byte_level(None, ["<s>", "</s>"])
+    path = tmp_path / "model.gguf"
+    vocabulary["ggml.pre"] = "some-new-model"
+    tiny_gguf("llama", path, vocabulary=vocabulary, vocab_size=len(vocabulary["ggml.tokens"]))
+    with pytest.raises(ModelSourceError, match=r"'some-new-model'.*known are llama-bpe"):
+        load_task(path)
+    assert load_task(path, preprocessor=None).preprocessor is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ggml.tokens": ["a", "a", "b"]}, "2 different ones"),
+        ({"ggml.token_type": [1]}, "1 entries for"),
+        ({"ggml.eos_token_id": 10_000}, "no token's number"),
+        ({"ggml.merges": ["x yz nothing"]}, "merges do not fit"),
+        ({"ggml.model": "bert"}, "'bert'"),
+        ({"ggml.tokens": ["a", "b" * 100_000]}, "more than 1024 characters"),
+        ({"ggml.bos_token_id": None}, "no start token"),
+    ],
+)
+def test_vocabularies_that_contradict_themselves(changes, message, tmp_path):
+    _, vocabulary = byte_level(None, ["<s>", "</s>"])
+    path = tmp_path / "model.gguf"
+    size = len(vocabulary["ggml.tokens"])
+    tiny_gguf(
+        "llama", path, vocabulary={**vocabulary, "ggml.pre": "gpt-2", **changes}, vocab_size=size
+    )
+    with pytest.raises(ModelSourceError, match=message):
+        load_task(path)
+
+
+def test_pieces_that_sentencepiece_refuses(tmp_path):
+    _, vocabulary = sentencepiece()
+    path = tmp_path / "model.gguf"
+    vocabulary["ggml.tokens"][-1] = ""
+    size = len(vocabulary["ggml.tokens"])
+    tiny_gguf("mistral", path, vocabulary=vocabulary, vocab_size=size, sliding_window=None)
+    with pytest.raises(ModelSourceError, match="not SentencePiece's"):
+        load_task(path)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
+def test_real_vocabularies(name, tmp_path):
+    models_folder = os.environ.get("KERORA_REAL_MODELS")
+    if models_folder is None:
+        pytest.skip("KERORA_REAL_MODELS is not set")
+    path = Path(models_folder) / f"{name}.gguf"
+    if not path.is_file():
+        pytest.skip(f"KERORA_REAL_MODELS holds no {path.name}")
+    file = GGUFFile(path)
+    config = huggingface_config(file)
+    write_tokenizer(read_vocabulary(file, config["vocab_size"]), config["model_type"], tmp_path)
+    encode, expected = (encoder(folder) for folder in (tmp_path, path.with_suffix("")))
+    marks = "<|im_start|>user\n7 cats<|im_end|>\n<start_of_turn>model\nHi<end_of_turn>"
+    for text in [*TEXTS, marks]:
+        assert encode(text) == expected(text), text
+
+
+def encoder(folder):
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+    import sentencepiece
+
+    return sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model")).encode
