@@ -7,6 +7,7 @@ import typer
 from kerora.cli.evaluate import evaluate
 from kerora.cli.generate import generate
 from kerora.cli.inspect import inspect
+from kerora.cli.merge import merge
 from kerora.cli.recipe import recipe
 from kerora.cli.train import train
 
@@ -18,5 +19,5 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, recipe, generate, evaluate, inspect):
+for command in (train, recipe, generate, evaluate, inspect, merge):
     app.command()(command)

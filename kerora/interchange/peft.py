@@ -134,6 +134,7 @@ def load_adapter(
     ```
     """
     contents = inspect_adapter(folder)
+    _check_loadable(contents)
     layers = _layers_in_file(model, contents)
     _check_base(model, contents, force)
     biases = _biases_in_file(model, contents)
@@ -207,6 +208,15 @@ def _bias_tensors(
 def _quantization(layers: list[NamedLayer]) -> str | None:
     modes = Counter(getattr(layer.candidate.layer, "quantization_mode", None) for layer in layers)
     return next((mode for mode, _ in modes.most_common() if mode is not None), None)
+
+
+def _check_loadable(contents: AdapterContents) -> None:
+    for name in ("fan_in_fan_out", "modules_to_save"):
+        if value := getattr(contents.config, name):
+            raise AdapterError(
+                f"{contents.folder}: kerora cannot load an adapter with `{name}`. Received: "
+                f"{name}={value!r}. Merge it into the base's folder: `kerora merge`."
+            )
 
 
 def _layers_in_file(model: keras.Model, contents: AdapterContents) -> list[NamedLayer]:
