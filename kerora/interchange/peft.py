@@ -26,6 +26,7 @@ from kerora.adapters.targets import select
 from kerora.interchange.atomic_folder import replaced_folder
 from kerora.interchange.contents import PREFIX, TENSOR_FILE, AdapterContents, inspect_adapter
 from kerora.interchange.fingerprint import difference, fingerprint
+from kerora.interchange.keras_lora import load_keras_lora
 from kerora.interchange.layer_names import (
     NamedLayer,
     from_peft,
@@ -118,7 +119,8 @@ def load_adapter(
 
     Args:
         model: A KerasHub task or backbone, or any built `keras.Model`.
-        folder: A folder that `save_adapter` or PEFT wrote.
+        folder: A folder that `save_adapter` or PEFT wrote, or the `.lora.h5` file of KerasHub's
+            `save_lora_weights` (see `load_keras_lora`: it names no base and holds no biases).
         name: Name under which the model holds the adapter.
         force: Load onto a base that the adapter was not trained on.
 
@@ -133,6 +135,9 @@ def load_adapter(
     load_adapter(model, "my_adapter")
     ```
     """
+    if os.fspath(folder).endswith(".h5"):
+        load_keras_lora(model, folder, name)
+        return
     contents = inspect_adapter(folder)
     _check_loadable(contents)
     layers = _layers_in_file(model, contents)
