@@ -11,7 +11,9 @@ from kerora.cli.session import session
 
 
 def merge(
-    base: Annotated[Path, typer.Argument(help="A Hugging Face folder, of any family.")],
+    base: Annotated[
+        Path, typer.Argument(help="A Hugging Face folder, a KerasHub preset folder, or tiny_gemma.")
+    ],
     adapter: Annotated[Path, typer.Option(help="A folder that kerora or PEFT saved.")],
     out: Annotated[Path, typer.Option(help="Where to write: a folder that does not exist yet.")],
     force: Annotated[

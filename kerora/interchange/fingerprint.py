@@ -94,6 +94,26 @@ def file_difference(
     return None
 
 
+def preset_difference(
+    value: Callable[[str, tuple[int, ...]], float | None], backbone: str, saved: dict[str, Any]
+) -> str | None:
+    """What tells a KerasHub preset from the base that `saved` was taken of, as `difference`.
+
+    Args:
+        value: Reads a value of a variable by the variable's path and the value's index; None where
+            the preset does not say which one that is.
+        backbone: Name of the preset's class.
+        saved: What `fingerprint` returned.
+    """
+    if saved["backbone"] != backbone:
+        return f"it is a {backbone}, not a {saved['backbone']}"
+    for path, sample in saved["samples"].items():
+        values = [value(path, index) for index in _sample_indices(tuple(sample["shape"]))]
+        if None not in values and not _alike(values, sample["values"]):
+            return f"the values of '{path}' differ"
+    return None
+
+
 def _alike(values: Any, saved: Any) -> bool:
     values, expected = np.array(values, float), np.array(saved, float)
     scale = np.maximum(np.maximum(np.abs(values), np.abs(expected)), 1e-6)

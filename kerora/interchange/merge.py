@@ -11,7 +11,9 @@ from kerora.interchange.atomic_folder import replaced_folder
 from kerora.interchange.contents import AdapterContents, inspect_adapter
 from kerora.interchange.huggingface_folder import check_inside
 from kerora.interchange.merge_huggingface import HuggingFaceMerge, Progress, copy_other_files
+from kerora.interchange.merge_preset import PresetMerge
 from kerora.models.errors import ModelSourceError
+from kerora.models.loading import BUNDLED
 
 
 def merge_folder(
@@ -32,7 +34,7 @@ def merge_folder(
 
     Args:
         base: A Hugging Face folder (config.json and safetensors) of any family, also one that
-            KerasHub does not have.
+            KerasHub does not have; a KerasHub preset folder; or `"tiny_gemma"`.
         adapter: A folder that `save_adapter` or PEFT wrote.
         output: Where to write: a folder that does not exist, or is empty.
         force: Merge into a base that the adapter was not trained on.
@@ -70,7 +72,7 @@ def merge_folder(
 
 
 def _base_folder(base: str | os.PathLike[str]) -> Path:
-    folder = Path(base)
+    folder = BUNDLED.get(os.fspath(base), Path(base))
     if not folder.is_dir():
         raise ModelSourceError(
             f"The base of a merge is a folder on this machine (fetch one with `hf download`). "
@@ -91,17 +93,16 @@ def _check_output(base: Path, output: Path) -> Path:
     return output
 
 
-def _read_merge(base: Path, contents: AdapterContents, force: bool) -> HuggingFaceMerge:
+def _read_merge(
+    base: Path, contents: AdapterContents, force: bool
+) -> HuggingFaceMerge | PresetMerge:
     try:
         config = json.loads((base / "config.json").read_text(encoding="utf-8"))
         is_preset = "registered_name" in config
     except (ValueError, TypeError) as error:
         raise ModelSourceError(f"{base / 'config.json'} is not valid: {error}") from error
     if is_preset:
-        raise ModelSourceError(
-            f"'{base}' is a KerasHub preset. Load it with `kerora.from_preset`, then "
-            "`load_adapter`, `kerora.merge_adapter` and `save_to_preset`."
-        )
+        return PresetMerge(base, contents, force)
     return HuggingFaceMerge(base, contents, force)
 
 
