@@ -26,7 +26,8 @@ def merge_folder(
 ) -> int:
     """Write a model folder whose weights are a base's with an adapter's delta added.
 
-    Tensor by tensor, a few rows at a time: neither model is ever in memory. Every sum
+    Tensor by tensor, a few rows at a time: neither model is ever in memory (but TensorFlow and
+    PyTorch build a KerasHub preset once, with zeros, to learn how it is stored). Every sum
     `W + A·B · alpha / r` is taken in float32 and rounded once to the base's type; trained biases
     and `modules_to_save` take the place of the base's. The folder holds the same files, shards and
     index as the base, but for weights in other formats (pickles, GGUF). It appears whole or not at

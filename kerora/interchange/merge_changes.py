@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,7 @@ def merged_blocks(name: str, place: TensorPlace, change: Change) -> Iterator[byt
         yield block.tobytes()
 
 
-def find_tensor(names: Iterable[str], wanted: str, contents: AdapterContents) -> str:
+def find_tensor(names: Collection[str], wanted: str, contents: AdapterContents) -> str:
     """The tensor of the base that an adapter means by `wanted`.
 
     The same tensor may be called `h.0.attn.c_attn.weight` in a file and
@@ -133,7 +133,6 @@ def find_tensor(names: Iterable[str], wanted: str, contents: AdapterContents) ->
     Raises:
         AdapterError: If there is none, or more than one.
     """
-    names = list(names)
     if wanted in names:
         return wanted
     parts = sorted(wanted.split("."))

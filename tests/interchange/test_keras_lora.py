@@ -49,10 +49,8 @@ def close(found, expected):
     return np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize(
-    ("family", "rank"), [("gemma", 8), ("llama", 8), ("gemma3", 8), ("qwen3", 8)]
-)
-def test_a_file_of_kerashub_is_read_without_loss(family, rank, tmp_path):
+@pytest.mark.parametrize("family", ["gemma", "llama"])
+def test_a_file_of_kerashub_is_read_without_loss(family, tmp_path):
     tuned = kerashub_lora(family)
     expected = outputs(tuned)
     tuned.save_lora_weights(tmp_path / "x.lora.h5")
@@ -61,7 +59,7 @@ def test_a_file_of_kerashub_is_read_without_loss(family, rank, tmp_path):
     load_adapter(model, tmp_path / "x.lora.h5")
     assert np.abs(expected - before).max() > 0.01
     assert close(outputs(model), expected)
-    assert adapter_configs(model)["default"].rank == rank  # four query heads of rank 2
+    assert adapter_configs(model)["default"].rank == 8  # four query heads of rank 2
 
     save_adapter(model, tmp_path / "adapter")
     again = same_backbone(family)
@@ -131,7 +129,7 @@ def causal_model(family):
     return getattr(keras_hub.models, kinds[family])(same_backbone(family), preprocessor=None)
 
 
-@pytest.mark.parametrize("family", ["gemma", "llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_adapt_takes_the_weights_over(family, tmp_path):
     model = causal_model(family)
     before = outputs(model)

@@ -42,8 +42,10 @@ def close(found, expected, tolerance=1e-4):
     return np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("family", ["gemma", "llama", "qwen2", "mixtral", "gpt2", "falcon"])
+@pytest.mark.parametrize("family", ["gemma", "qwen2", "mixtral", "gpt2"])
 def test_kerashub_loads_the_merged_preset(family, tmp_path):
+    if family in ("mixtral", "gpt2") and keras.config.backend() != "jax":
+        pytest.skip("of the backend only the way in which the empty model is built depends")
     bias = "all" if family in ("qwen2", "gpt2") else "none"
     backbone = adapted_preset(family, tmp_path, targets="all-linear", bias=bias)
     merge_folder(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
