@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_transformers import MODELS, tiny_transformers, torch_logits
 
 from kerora.adapters import AdapterError, LoraConfig, add_adapter
-from kerora.interchange import save_adapter
+from kerora.interchange import merge_changes, save_adapter
 from kerora.interchange.merge import merge_folder
 from kerora.models.errors import ModelSourceError
 from kerora.models.loading import load_task
@@ -134,7 +134,8 @@ def test_families_that_kerashub_cannot_export(family, tmp_path):
     assert same_as_peft(model, tmp_path / "base", tmp_path / "merged") == count >= 4
 
 
-def test_ranks_scales_biases_modules_and_an_untied_table(tmp_path):
+def test_ranks_scales_biases_modules_and_an_untied_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(merge_changes, "BLOCK", 500)  # three rows at a time
     base = tiny_transformers("qwen2", tmp_path / "base")
     model = adapted(
         base,

@@ -11,7 +11,7 @@ from tiny_backbones import tiny_backbone
 
 import kerora
 from kerora.adapters import AdapterError, LoraConfig, add_adapter
-from kerora.interchange import merge_folder, save_adapter
+from kerora.interchange import merge_folder, merge_preset, save_adapter
 from kerora.models.errors import ModelSourceError
 
 IDS = np.arange(12)[None] * 7 % 50
@@ -43,7 +43,8 @@ def close(found, expected, tolerance=1e-4):
 
 
 @pytest.mark.parametrize("family", ["gemma", "qwen2", "mixtral", "gpt2"])
-def test_kerashub_loads_the_merged_preset(family, tmp_path):
+def test_kerashub_loads_the_merged_preset(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(merge_preset, "BLOCK", 500)  # a few rows at a time
     if family in ("mixtral", "gpt2") and keras.config.backend() != "jax":
         pytest.skip("of the backend only the way in which the empty model is built depends")
     bias = "all" if family in ("qwen2", "gpt2") else "none"
