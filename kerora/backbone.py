@@ -7,6 +7,7 @@ from typing import Any
 from kerora.adapters import AdaptedModel, AdapterError, LoraConfig, add_adapter
 from kerora.adapters.config import Bias
 from kerora.adapters.lifecycle import forget_compiled_functions
+from kerora.interchange.keras_lora import load_keras_lora
 
 
 class Backbone(AdaptedModel):
@@ -59,9 +60,7 @@ class Backbone(AdaptedModel):
             bias=bias,
         )
         add_adapter(self, config, name)
-        task = self.held_by() if hasattr(self, "held_by") else None
-        if task is not None:
-            forget_compiled_functions(task)
+        self._forget_compiled_functions_of_task()
 
     def save_lora_weights(self, filepath: Any) -> None:
         """KerasHub's own format has no place for this adapter.
@@ -75,13 +74,17 @@ class Backbone(AdaptedModel):
         )
 
     def load_lora_weights(self, filepath: Any) -> None:
-        """KerasHub's own format holds other factors.
+        """Add what KerasHub's own `save_lora_weights` wrote as an adapter.
+
+        The file holds no biases; see `kerora.interchange.load_adapter`, which reads it too.
 
         Raises:
-            AdapterError: Always; says what to call.
+            AdapterError: If it is missing or damaged, or does not fit.
         """
-        raise AdapterError(
-            "kerora reads adapters that are PEFT folders, with `load_adapter(folder)` on the task. "
-            f"KerasHub's own `.lora.h5` is read by a model that was not given to kerora. "
-            f"Received: {filepath!r}"
-        )
+        load_keras_lora(self, filepath)
+        self._forget_compiled_functions_of_task()
+
+    def _forget_compiled_functions_of_task(self) -> None:
+        task = self.held_by() if hasattr(self, "held_by") else None
+        if task is not None:
+            forget_compiled_functions(task)

@@ -22,6 +22,7 @@ from kerora.cpu_memory import release_freed_memory, run_steps_one_by_one
 from kerora.data import Batches, is_token_data
 from kerora.default_learning_rates import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE
 from kerora.interchange import load_adapter, save_adapter
+from kerora.interchange.keras_lora import has_keras_lora, take_over_keras_lora
 from kerora.models.loading import chat_template, load_task
 from kerora.training.fit_data import DataOptions, text_batches, warn_of_lost_rows
 from kerora.training.losses import TokenLoss
@@ -67,10 +68,13 @@ def adapt(model: keras.Model) -> Task:
         model: A `keras_hub.models.CausalLM`, as `keras_hub` or `keras_nlp` loaded it.
 
     Returns:
-        The same model, with the methods of `Task`; its backbone has those of `Backbone`.
+        The same model, with the methods of `Task`; its backbone has those of `Backbone`. Where
+        KerasHub's `enable_lora` was called, trained or not, an adapter that computes the same
+        stands in its place.
 
     Raises:
-        ValueError: If it is no causal language model.
+        ValueError: If it is no causal language model, or has Keras' LoRA on a layer that holds no
+            adapter.
 
     Example:
     ```python
@@ -85,6 +89,8 @@ def adapt(model: keras.Model) -> Task:
         )
     if isinstance(model, Task):
         return model
+    if has_keras_lora(model):
+        take_over_keras_lora(model)
     sampler, optimizer = model.sampler, model.optimizer
     extend(model.backbone, Backbone, "Backbone")
     extend(model, Task, "Task")
@@ -370,7 +376,7 @@ class Task(StepModel, AdaptedModel):
         save_adapter(self, folder, name)
 
     def load_adapter(self, folder: Any, name: str = "default", *, force: bool = False) -> None:
-        """Load an adapter from a PEFT folder; see `kerora.interchange.load_adapter`."""
+        """Load a PEFT folder or a `.lora.h5` file; see `kerora.interchange.load_adapter`."""
         load_adapter(self, folder, name, force=force)
         forget_compiled_functions(self)
 

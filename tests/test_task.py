@@ -30,10 +30,10 @@ def test_a_row_has_a_whole_number_of_tokens(model, length):
         model.fit([SHORT], sequence_length=length, verbose=0)
 
 
-def test_keras_hubs_own_adapter_files_are_not_kerora_s(model, tmp_path):
+def test_keras_hubs_own_adapter_files_are_not_written(model, tmp_path):
     with pytest.raises(kerora.AdapterError, match="save_adapter"):
         model.backbone.save_lora_weights(tmp_path / "x.lora.h5")
-    with pytest.raises(kerora.AdapterError, match="load_adapter"):
+    with pytest.raises(kerora.AdapterError, match="no file"):
         model.backbone.load_lora_weights(tmp_path / "x.lora.h5")
 
 

@@ -35,6 +35,7 @@ def inspect(
             "dropout": f"{config.dropout:g}",
             "bias": config.bias,
             "targets": ", ".join(f"{name} (x{count})" for name, count in sorted(targets.items())),
+            **({"stored whole": len(contents.whole)} if contents.whole else {}),
             "parameters": f"{contents.parameter_count:,}",
         }
         for name, value in lines.items():

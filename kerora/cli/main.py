@@ -8,6 +8,7 @@ from kerora.cli.evaluate import evaluate
 from kerora.cli.export import export
 from kerora.cli.generate import generate
 from kerora.cli.inspect import inspect
+from kerora.cli.merge import merge
 from kerora.cli.recipe import recipe
 from kerora.cli.train import train
 
@@ -19,5 +20,5 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, recipe, generate, evaluate, inspect, export):
+for command in (train, recipe, generate, evaluate, inspect, merge, export):
     app.command()(command)

@@ -3,6 +3,7 @@
 from kerora.interchange.contents import AdapterContents, inspect_adapter
 from kerora.interchange.gguf_adapter import save_gguf_adapter
 from kerora.interchange.huggingface_names import HuggingFaceWeight, huggingface_weights
+from kerora.interchange.merge import merge_folder
 from kerora.interchange.peft import load_adapter, save_adapter
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "huggingface_weights",
     "inspect_adapter",
     "load_adapter",
+    "merge_folder",
     "save_adapter",
     "save_gguf_adapter",
 ]

@@ -29,8 +29,10 @@ class AdapterContents:
         folder: Where it lies.
         config: Its `adapter_config.json`.
         factors: PEFT's A, `(rank, in)`, and B, `(out, rank)`, by module name, in float32.
+        tables: Names of those modules that are embeddings.
         biases: Trained biases by module name.
-        base_weights: Weights of the base that PEFT stores beside an adapted embedding.
+        whole: Names of other weights, which the file stores whole: those of `modules_to_save`, and
+            the base's own beside an adapted embedding. Their values are not read.
         kerora: What kerora noted when it wrote the adapter: `fingerprint`, `targets`, `exclude`,
             `quantization`. Empty for an adapter that another program wrote.
     """
@@ -38,8 +40,9 @@ class AdapterContents:
     folder: Path
     config: PeftConfig
     factors: dict[str, tuple[np.ndarray, np.ndarray]]
+    tables: frozenset[str]
     biases: dict[str, np.ndarray]
-    base_weights: dict[str, np.ndarray]
+    whole: frozenset[str]
     kerora: dict[str, Any]
 
     @property
@@ -77,26 +80,50 @@ def inspect_adapter(folder: str | os.PathLike[str]) -> AdapterContents:
                 f"never read. Load it in PEFT and save it again: PEFT writes {TENSOR_FILE}."
             )
         raise AdapterError(f"'{folder}' holds no {TENSOR_FILE}.")
-    tensors, metadata = read_tensors(file)
-    factors, biases, base_weights = _sort_tensors(file, tensors)
-    return AdapterContents(path, config, factors, biases, base_weights, _notes(file, metadata))
+    tensors, metadata = read_tensors(file, lambda key: not _is_whole(key, config))
+    whole = [name_in_base(key) for key, tensor in tensors.items() if tensor is None]
+    factors, tables, biases = _sort_tensors(file, tensors)
+    notes = _notes(file, metadata)
+    return AdapterContents(path, config, factors, tables, biases, frozenset(whole), notes)
+
+
+def name_in_base(key: str) -> str:
+    """The name in the base of a weight that an adapter's file stores whole as `key`."""
+    return key.removeprefix(PREFIX).replace(".base_layer.", ".")
+
+
+def is_factor(key: str) -> bool:
+    """Whether a tensor of an adapter's file is an A or a B."""
+    return key.endswith((*_A, *_B))
+
+
+def _is_whole(key: str, config: PeftConfig) -> bool:
+    if is_factor(key):
+        return False
+    module = name_in_base(key).rpartition(".")[0] + "."
+    # PEFT's rule: the end of a module's name, be it a whole part or not ("norm" means all norms).
+    if any(f"{name}." in module for name in config.modules_to_save):
+        return True
+    return key.endswith(".base_layer.weight")
 
 
 def _sort_tensors(
-    file: Path, tensors: dict[str, np.ndarray]
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    a, b, biases, base_weights = {}, {}, {}, {}
-    unknown = []
+    file: Path, tensors: dict[str, np.ndarray | None]
+) -> tuple[dict[str, Any], frozenset[str], dict[str, Any]]:
+    a, b, biases = {}, {}, {}
+    tables, unknown = set(), []
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
+        if tensor is None:
+            continue
         if (module := _without(name, _A)) is not None:
             a[module] = tensor
+            if name.endswith(_A[1]):
+                tables.add(module)
         elif (module := _without(name, _B)) is not None:
             b[module] = tensor
         elif (module := _without(name, (".base_layer.bias", ".bias"))) is not None:
             biases[module] = tensor
-        elif (module := _without(name, (".base_layer.weight",))) is not None:
-            base_weights[module] = tensor
         else:
             unknown.append(key)
     if unknown:
@@ -109,7 +136,7 @@ def _sort_tensors(
             raise AdapterError(f"{file} lacks factor {letter} of: {_some(alone)}")
     if not a:
         raise AdapterError(f"{file} holds no adapter.")
-    return {module: (a[module], b[module]) for module in a}, biases, base_weights
+    return {module: (a[module], b[module]) for module in a}, frozenset(tables), biases
 
 
 def _notes(file: Path, metadata: dict[str, str]) -> dict[str, Any]:

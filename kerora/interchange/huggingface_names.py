@@ -77,6 +77,17 @@ def huggingface_weights(backbone: keras.Model) -> dict[WeightKey, HuggingFaceWei
     return notes.weights
 
 
+def matrix_position(
+    layer: keras.layers.Layer, weight: HuggingFaceWeight, index: tuple[int, ...]
+) -> tuple[int, int]:
+    """Row and column, in its Hugging Face matrix, of one value of a layer's kernel."""
+    assert weight.rows is not None and weight.columns is not None
+    inputs = _contracted_axes(layer)
+    row = weight.rows[tuple(k for axis, k in enumerate(index) if axis not in inputs)]
+    column = weight.columns[tuple(index[axis] for axis in inputs)]
+    return int(row), int(column)
+
+
 def _model_type(backbone: keras.Model) -> str:
     # Converters that serve two model types ask which one it is.
     kind = own_class(backbone).__name__

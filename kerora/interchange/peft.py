@@ -26,6 +26,7 @@ from kerora.adapters.targets import select
 from kerora.interchange.atomic_folder import replaced_folder
 from kerora.interchange.contents import PREFIX, TENSOR_FILE, AdapterContents, inspect_adapter
 from kerora.interchange.fingerprint import difference, fingerprint
+from kerora.interchange.keras_lora import load_keras_lora
 from kerora.interchange.layer_names import (
     NamedLayer,
     from_peft,
@@ -118,7 +119,8 @@ def load_adapter(
 
     Args:
         model: A KerasHub task or backbone, or any built `keras.Model`.
-        folder: A folder that `save_adapter` or PEFT wrote.
+        folder: A folder that `save_adapter` or PEFT wrote, or the `.lora.h5` file of KerasHub's
+            `save_lora_weights` (see `load_keras_lora`: it names no base and holds no biases).
         name: Name under which the model holds the adapter.
         force: Load onto a base that the adapter was not trained on.
 
@@ -133,12 +135,19 @@ def load_adapter(
     load_adapter(model, "my_adapter")
     ```
     """
+    if os.fspath(folder).endswith(".h5"):
+        load_keras_lora(model, folder, name)
+        return
     contents = inspect_adapter(folder)
-    layers = _layers_in_file(model, contents)
+    check_loadable(contents)
+    layers = layers_in_file(model, contents)
     _check_base(model, contents, force)
-    biases = _biases_in_file(model, contents)
+    biases = biases_in_file(model, contents)
     config = _lora_config(model, contents, layers)
-    values = {layer.module: _factors(contents, layer, config) for layer in layers}
+    values = {
+        layer.module: factors_in_file(contents, layer, config.rank, config.scale)
+        for layer in layers
+    }
     add_adapter(model, config, name)
     for layer in layers:
         adapter = get_adapter(layer.candidate.layer, name)
@@ -209,7 +218,26 @@ def _quantization(layers: list[NamedLayer]) -> str | None:
     return next((mode for mode, _ in modes.most_common() if mode is not None), None)
 
 
-def _layers_in_file(model: keras.Model, contents: AdapterContents) -> list[NamedLayer]:
+def check_loadable(contents: AdapterContents) -> None:
+    """Refuse an adapter that fits Hugging Face folders alone.
+
+    Raises:
+        AdapterError: If it is one.
+    """
+    for name in ("fan_in_fan_out", "modules_to_save"):
+        if value := getattr(contents.config, name):
+            raise AdapterError(
+                f"{contents.folder}: kerora cannot load an adapter with `{name}`. Received: "
+                f"{name}={value!r}. Merge it into the base's folder: `kerora merge`."
+            )
+
+
+def layers_in_file(model: keras.Model, contents: AdapterContents) -> list[NamedLayer]:
+    """The layers of a model that an adapter's file holds factors for.
+
+    Raises:
+        AdapterError: If the model has no layer for some of them.
+    """
     layers = {layer.module: layer for layer in named_layers(model)}
     found = [layer for module, layer in layers.items() if module in contents.factors]
     tied = [layer for layer in found if layer.is_embedding and layer.is_tied]
@@ -258,9 +286,14 @@ def _check_base(model: keras.Model, contents: AdapterContents, force: bool) -> N
         )
 
 
-def _biases_in_file(
+def biases_in_file(
     model: keras.Model, contents: AdapterContents
 ) -> list[tuple[keras.Variable, np.ndarray]]:
+    """The biases of a model that an adapter's file holds, with their values there.
+
+    Raises:
+        AdapterError: If the model has no place for one.
+    """
     if not contents.biases:
         return []
     file = contents.folder / TENSOR_FILE
@@ -313,12 +346,17 @@ def _selected(model: keras.Model, targets: Any, exclude: Any) -> set[int]:
         return set()
 
 
-def _factors(
-    contents: AdapterContents, layer: NamedLayer, config: LoraConfig
+def factors_in_file(
+    contents: AdapterContents, layer: NamedLayer, given_rank: int, scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
+    """A layer's A and B in its own axes, filled up to `given_rank`, for a delta `scale · A·B`.
+
+    Raises:
+        AdapterError: If they do not fit the layer.
+    """
     file, module = contents.folder / TENSOR_FILE, layer.module
     rank = contents.config.rank_of(module)
-    factorization = _factorization(layer, rank)
+    factorization = factorization_of(layer, rank)
     for letter, matrix, expected in zip(
         "AB", contents.factors[module], matrix_shapes(layer, factorization, rank), strict=True
     ):
@@ -330,16 +368,17 @@ def _factors(
         if not np.isfinite(matrix).all():
             raise AdapterError(f"{file}: factor {letter} of '{module}' holds NaN or infinity.")
     a, b = contents.factors[module]
-    missing = config.rank - rank
+    missing = given_rank - rank
     if missing:
         a = np.concatenate([a, np.zeros((*a.shape[:-2], missing, a.shape[-1]), a.dtype)], -2)
         b = np.concatenate([b, np.zeros((*b.shape[:-1], missing), b.dtype)], -1)
-        factorization = _factorization(layer, config.rank)
-    ratio = contents.config.scale_of(module) / config.scale
+        factorization = factorization_of(layer, given_rank)
+    ratio = contents.config.scale_of(module) / scale
     return from_peft(layer, factorization, a, b if ratio == 1 else b * np.float32(ratio))
 
 
-def _factorization(layer: NamedLayer, rank: int) -> Factorization | None:
+def factorization_of(layer: NamedLayer, rank: int) -> Factorization | None:
+    """How a layer's kernel splits; None for an embedding."""
     if layer.is_embedding:
         return None
     host = layer.candidate.layer

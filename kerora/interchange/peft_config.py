@@ -49,6 +49,8 @@ _UNDERSTOOD = (
     "alpha_pattern",
     "use_rslora",
     "init_lora_weights",
+    "fan_in_fan_out",
+    "modules_to_save",
 )
 # These initialisations leave the base as it is; others (PiSSA, OLoRA, LoftQ, …) change it.
 _PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -67,6 +69,8 @@ class PeftConfig:
         ensure_weight_tying: Whether an adapted table also changes the tied logits.
         rank_pattern: Rank by module name or regular expression.
         alpha_pattern: Alpha by module name or regular expression.
+        fan_in_fan_out: Whether the adapted matrices are stored as `(in, out)`, as GPT-2's are.
+        modules_to_save: Names of modules that were trained whole and are stored so.
         base: Name or folder of the base.
         named_by: Class whose Keras paths name the layers; None where `transformers` names them.
     """
@@ -79,6 +83,8 @@ class PeftConfig:
     ensure_weight_tying: bool = False
     rank_pattern: dict[str, int] = dataclasses.field(default_factory=dict)
     alpha_pattern: dict[str, float] = dataclasses.field(default_factory=dict)
+    fan_in_fan_out: bool = False
+    modules_to_save: tuple[str, ...] = ()
     base: str | None = None
     named_by: str | None = None
 
@@ -163,6 +169,8 @@ def read_config(folder: Path) -> PeftConfig:
         ensure_weight_tying=_read(path, fields, "ensure_weight_tying", bool, False),
         rank_pattern=_read(path, fields, "rank_pattern", dict, {}),
         alpha_pattern=_read(path, fields, "alpha_pattern", dict, {}),
+        fan_in_fan_out=_read(path, fields, "fan_in_fan_out", bool, False),
+        modules_to_save=tuple(_read(path, fields, "modules_to_save", list, [])),
         base=fields.get("base_model_name_or_path"),
         named_by=mapping.get("base_model_class") if is_keras else None,
     )

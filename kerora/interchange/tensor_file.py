@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +36,21 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str
             file.write(np.ascontiguousarray(tensors[name], "<f4").tobytes())
 
 
-def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_tensors(
+    path: Path, wanted: Callable[[str], bool]
+) -> tuple[dict[str, np.ndarray | None], dict[str, str]]:
     """The tensors of a safetensors file in float32, and its metadata.
+
+    Args:
+        path: The file.
+        wanted: Whether to read the tensor of a name; None stands for the others.
 
     Raises:
         AdapterError: If the file is cut short, is no safetensors file, or holds whole numbers.
     """
     from safetensors import SafetensorError, safe_open
 
-    tensors = {}
+    tensors: dict[str, np.ndarray | None] = {}
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -53,7 +60,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
                     raise AdapterError(
                         f"{path}: the values of '{name}' must be floating point. Received: {kind}"
                     )
-                tensors[name] = file.get_tensor(name).astype("float32")
+                tensors[name] = file.get_tensor(name).astype("float32") if wanted(name) else None
     except SafetensorError as error:
         raise AdapterError(
             f"{path} is damaged or no safetensors file: {error}. Fetch or save the adapter again."

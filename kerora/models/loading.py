@@ -177,17 +177,13 @@ def chat_template(source: str | os.PathLike[str]) -> str | None:
     Raises:
         ModelSourceError: If there is no such source.
     """
-<<<<<<< HEAD
     with _file_systems(source):
         return _own_template(resolve_source(source))
 
 
 def _own_template(name: str) -> str | None:
-=======
-    name = resolve_source(source)
     if is_gguf(name):
         return gguf_chat_template(name)
->>>>>>> h-gguf
     if not _is_huggingface(name):
         return None
     if (path := preset_file(name, "chat_template.jinja")) is not None:

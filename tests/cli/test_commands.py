@@ -11,7 +11,7 @@ import pytest
 
 from kerora.recipe import load_recipe
 
-COMMANDS = ("train", "recipe", "generate", "evaluate", "inspect", "export")
+COMMANDS = ("train", "recipe", "generate", "evaluate", "inspect", "merge", "export")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -98,6 +98,7 @@ def test_inspect_tells_what_an_adapter_holds(command_line, whole_run):
         (("generate", "tiny_gemma", "-p", '{"foo": 1}'), "--prompt: unknown fields (found ['foo']"),
         (("evaluate", "tiny_gemma", "nowhere.jsonl"), "No data found"),
         (("inspect", "nowhere"), "nowhere"),
+        (("merge", "nowhere", "--adapter", "a", "--out", "b"), "a folder on this machine"),
     ],
 )
 def test_a_wrong_word_ends_with_a_message_and_exit_code_1(command_line, arguments, message):

@@ -1,0 +1,167 @@
+"""The safetensors files of a Hugging Face folder, found and read a few rows at a time.
+
+A folder may come from a stranger: what its index and links name must lie inside it. Files are read
+with plain reads and not mapped into memory, so that what was read is given back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from kerora.models.errors import ModelSourceError
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+_TYPES: dict[str, Any] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorPlace:
+    """Where a tensor lies in a safetensors file.
+
+    Attributes:
+        file: The file.
+        type: The format's name of the type, such as `"BF16"`.
+        shape: The tensor's shape.
+        start: First byte, from the beginning of the file.
+        size: Number of bytes.
+    """
+
+    file: Path
+    type: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+    @property
+    def dtype(self) -> np.dtype | None:
+        """NumPy's type; None for one that no sum can be written in (whole numbers, 8 bits)."""
+        return _TYPES.get(self.type)
+
+    @property
+    def rows(self) -> int:
+        """Length of the first axis; 1 for a single value."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def width(self) -> int:
+        """Number of values in a row."""
+        return math.prod(self.shape[1:])
+
+    def read_rows(self, start: int, stop: int) -> np.ndarray:
+        """The rows from `start` up to `stop`, shape `(rows, width)`, in their own type."""
+        assert self.dtype is not None
+        row = self.width * self.dtype.itemsize
+        with self.file.open("rb") as file:
+            file.seek(self.start + start * row)
+            data = file.read((stop - start) * row)
+        return np.frombuffer(data, self.dtype).reshape(stop - start, self.width)
+
+
+def tensor_places(file: Path) -> dict[str, TensorPlace]:
+    """Where each tensor of a safetensors file lies, in the order of their bytes.
+
+    Raises:
+        ModelSourceError: If the file is cut short or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # Reads and checks the header alone: sizes, and that the parts neither overlap nor leave
+        # gaps.
+        with safe_open(file, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelSourceError(f"{file} is damaged or no safetensors file: {error}") from error
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    places = {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        places[name] = TensorPlace(file, entry["dtype"], shape, 8 + length + begin, end - begin)
+    return places
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model of a folder, in a fixed order.
+
+    Raises:
+        ModelSourceError: If there are none, the index is damaged, or names a file that is missing
+            or lies elsewhere.
+    """
+    single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+    if single.exists():
+        check_inside(folder, single)
+        return [single]
+    if not index.exists():
+        raise ModelSourceError(
+            f"The folder '{folder}' holds neither {SINGLE_FILE} nor {INDEX_FILE}. Pickled weights "
+            "(.bin, .pt) are never read: load the model in transformers and save it with "
+            "`save_pretrained`."
+        )
+    check_inside(folder, index)
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelSourceError(f"{index} is damaged: {error!r}") from error
+    files = []
+    for name in sorted(map(str, names)):
+        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise ModelSourceError(
+                f"{index} must name safetensors files beside it. Received: {name!r}"
+            )
+        if not (folder / name).exists():
+            raise ModelSourceError(f"{index} names '{name}', which is missing.")
+        check_inside(folder, folder / name)
+        files.append(folder / name)
+    return files
+
+
+def all_places(folder: Path) -> dict[str, TensorPlace]:
+    """Where each tensor of a folder's model lies.
+
+    Raises:
+        ModelSourceError: As `weight_files`, and if two files hold a tensor of the same name.
+    """
+    places: dict[str, TensorPlace] = {}
+    for file in weight_files(folder):
+        for name, place in tensor_places(file).items():
+            if name in places:
+                raise ModelSourceError(
+                    f"Both {places[name].file.name} and {file.name} in '{folder}' hold '{name}'."
+                )
+            places[name] = place
+    return places
+
+
+def check_inside(folder: Path, path: Path) -> None:
+    """Refuse a file of a folder that a link leads to another place.
+
+    Raises:
+        ModelSourceError: If it does. The links of a Hugging Face cache, which lead from
+            `snapshots/…` to the `blobs` beside, are its way of storing files.
+    """
+    real, inside = path.resolve(), folder.resolve()
+    allowed = [inside]
+    if inside.parent.name == "snapshots":
+        allowed.append(inside.parent.parent / "blobs")
+    if not any(real.is_relative_to(place) for place in allowed):
+        raise ModelSourceError(
+            f"'{path}' is a link that leads out of its folder, to '{real}'. Put the file itself "
+            "there."
+        )

@@ -1,0 +1,112 @@
+"""An adapter and its base as one model folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from kerora.interchange.atomic_folder import replaced_folder
+from kerora.interchange.contents import AdapterContents, inspect_adapter
+from kerora.interchange.huggingface_folder import check_inside
+from kerora.interchange.merge_huggingface import HuggingFaceMerge, Progress, copy_other_files
+from kerora.interchange.merge_preset import PresetMerge
+from kerora.models.errors import ModelSourceError
+from kerora.models.loading import BUNDLED
+
+
+def merge_folder(
+    base: str | os.PathLike[str],
+    adapter: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """Write a model folder whose weights are a base's with an adapter's delta added.
+
+    Tensor by tensor, a few rows at a time: neither model is ever in memory (but TensorFlow and
+    PyTorch build a KerasHub preset once, with zeros, to learn how it is stored). Every sum
+    `W + A·B · alpha / r` is taken in float32 and rounded once to the base's type; trained biases
+    and `modules_to_save` take the place of the base's. The folder holds the same files, shards and
+    index as the base, but for weights in other formats (pickles, GGUF). It appears whole or not at
+    all.
+
+    Args:
+        base: A Hugging Face folder (config.json and safetensors) of any family, also one that
+            KerasHub does not have; a KerasHub preset folder; or `"tiny_gemma"`.
+        adapter: A folder that `save_adapter` or PEFT wrote.
+        output: Where to write: a folder that does not exist, or is empty.
+        force: Merge into a base that the adapter was not trained on.
+        progress: Called with the name of the tensor at work, the bytes done, and their total.
+
+    Returns:
+        The number of tensors that the adapter changed.
+
+    Raises:
+        AdapterError: If the adapter is damaged, holds a tensor that has no place in the base, was
+            trained on another base, or cannot be merged faithfully (a head that the base ties to
+            its table, adapted alone; a quantised tensor).
+        ModelSourceError: If the base cannot be read, or one of its files lies outside it.
+        OSError: If `output` cannot be written, or holds something.
+
+    Example:
+    ```python
+    merge_folder("smollm2-135m-instruct", "runs/mine/adapter", "merged")
+    transformers.AutoModelForCausalLM.from_pretrained("merged")
+    ```
+    """
+    source = _base_folder(base)
+    place = _check_output(source, Path(output))
+    merge = _read_merge(source, inspect_adapter(adapter), force)
+    free = shutil.disk_usage(_existing_parent(place)).free
+    if free < merge.size:
+        raise OSError(
+            f"The merged model takes {merge.size / 1e9:.1f} GB, and the disk of '{output}' has "
+            f"{free / 1e9:.1f} GB left."
+        )
+    with replaced_folder(place) as new:
+        copy_other_files(source, new, check_inside)
+        merge.write(new, progress or (lambda name, done, total: None))
+    return len(merge.changes)
+
+
+def _base_folder(base: str | os.PathLike[str]) -> Path:
+    folder = BUNDLED.get(os.fspath(base), Path(base))
+    if not folder.is_dir():
+        raise ModelSourceError(
+            f"The base of a merge is a folder on this machine (fetch one with `hf download`). "
+            f"Received: '{base}'"
+        )
+    if not (folder / "config.json").is_file():
+        raise ModelSourceError(f"The folder '{base}' holds no config.json: it is no model.")
+    return folder
+
+
+def _check_output(base: Path, output: Path) -> Path:
+    if output.resolve().is_relative_to(base.resolve()):
+        raise FileExistsError(f"The merged model needs a folder outside its base. Got '{output}'.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(
+            f"'{output}' exists and is not an empty folder. Name one that does not exist yet."
+        )
+    return output
+
+
+def _read_merge(
+    base: Path, contents: AdapterContents, force: bool
+) -> HuggingFaceMerge | PresetMerge:
+    try:
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        is_preset = "registered_name" in config
+    except (ValueError, TypeError) as error:
+        raise ModelSourceError(f"{base / 'config.json'} is not valid: {error}") from error
+    if is_preset:
+        return PresetMerge(base, contents, force)
+    return HuggingFaceMerge(base, contents, force)
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute()
+    return next(parent for parent in (path, *path.parents) if parent.exists())

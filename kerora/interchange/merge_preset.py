@@ -1,0 +1,339 @@
+"""Merging an adapter into a KerasHub preset folder, tensor by tensor.
+
+Its HDF5 files are copied, and the tensors that the adapter changes are summed in the copy a few
+rows at a time. Which tensor belongs to which layer is what Keras' own `save_weights` says of a
+model that is built without values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import keras_hub
+import ml_dtypes
+import numpy as np
+
+from kerora.adapters.errors import AdapterError
+from kerora.adapters.factorization import layer_kernel_shape
+from kerora.adapters.targets import sublayers
+from kerora.interchange.contents import AdapterContents
+from kerora.interchange.fingerprint import preset_difference
+from kerora.interchange.huggingface_folder import check_inside
+from kerora.interchange.merge_changes import BLOCK
+from kerora.interchange.peft import (
+    biases_in_file,
+    check_loadable,
+    factorization_of,
+    factors_in_file,
+    layers_in_file,
+)
+from kerora.models.converters import matrices_left_empty
+from kerora.models.errors import ModelSourceError
+
+_SINGLE = "model.weights.h5"
+_INDEX = "model.weights.json"
+_TASK = "task.weights.h5"
+_NUMBER = "number"
+_TYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sum:
+    """A delta in the layout of one stored kernel: `join` of `a` and `b`, float32."""
+
+    join: str
+    a: np.ndarray
+    b: np.ndarray
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """The delta along the first axis of the kernel, from `start` up to `stop`."""
+        factors, kernel = self.join.split("->")
+        parts = [
+            factor[tuple(slice(start, stop) if axis == kernel[0] else slice(None) for axis in axes)]
+            for axes, factor in zip(factors.split(","), (self.a, self.b), strict=True)
+        ]
+        return np.einsum(self.join, *parts, optimize=True)
+
+
+class PresetMerge:
+    """An adapter and the KerasHub preset folder that it goes into, checked and ready to be written.
+
+    Args:
+        base: The folder.
+        contents: The adapter.
+        force: Merge into a base that the adapter was not trained on.
+
+    Raises:
+        AdapterError: If the adapter does not fit the base.
+        ModelSourceError: If the base cannot be read.
+    """
+
+    def __init__(self, base: Path, contents: AdapterContents, force: bool) -> None:
+        check_loadable(contents)
+        self.base = base
+        self.files = _weight_files(base)
+        self.size = sum(file.stat().st_size for file in self.files)
+        plan = _Plan(base, contents)
+        self.sums: dict[str, _Sum] = plan.sums
+        self.biases: dict[str, np.ndarray] = plan.biases
+        self._check_stored(plan.shapes)
+        if not force:
+            self._check_base(contents, plan)
+
+    @property
+    def changes(self) -> set[str]:
+        """HDF5 paths of the tensors that the adapter changes."""
+        return {*self.sums, *self.biases}
+
+    def write(self, folder: Path, progress: Callable[[str, int, int], None]) -> None:
+        """Write the merged files into `folder`."""
+        done = 0
+        for file in self.files:
+            progress(file.name, done, self.size)
+            shutil.copyfile(file, folder / file.name)
+            if file.name == _TASK:
+                continue
+            with h5py.File(folder / file.name, "r+") as opened:
+                for path in sorted(self.changes):
+                    if path in opened:
+                        progress(path, done, self.size)
+                        self._write_tensor(path, opened[path])
+            done += file.stat().st_size
+        progress("done", self.size, self.size)
+
+    def _write_tensor(self, path: str, stored: h5py.Dataset) -> None:
+        dtype = _dtype(stored)
+        if path in self.biases:
+            stored[...] = _as_stored(self.biases[path].astype(dtype), stored)
+            return
+        step = max(1, BLOCK // (4 * max(1, math.prod(stored.shape[1:]))))
+        for start in range(0, stored.shape[0], step):
+            stop = min(start + step, stored.shape[0])
+            block = np.asarray(stored[start:stop]).view(dtype).astype("float32")
+            with np.errstate(over="ignore"):
+                merged = (block + self.sums[path].rows(start, stop)).astype(dtype)
+            if np.isfinite(block).all() and not np.isfinite(merged.astype("float32")).all():
+                raise AdapterError(
+                    f"Merged, '{path}' holds NaN or infinity in {dtype}. Merge into a base of "
+                    "float32 or bfloat16, or train the adapter again with a lower scale."
+                )
+            stored[start:stop] = _as_stored(merged, stored)
+
+    def _check_stored(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        missing = set(self.changes)
+        for stored, path in self._stored(self.changes):
+            if stored.shape != shapes[path]:
+                raise ModelSourceError(
+                    f"'{self.base}' stores '{path}' with shape {stored.shape}, and its config.json "
+                    f"asks for {shapes[path]}."
+                )
+            if _dtype(stored).name not in _TYPES:
+                raise AdapterError(
+                    f"The base stores '{path}' as {stored.dtype}, which cannot hold the merged "
+                    "values. Merge into the unquantised base."
+                )
+            missing.discard(path)
+        if missing:
+            raise ModelSourceError(f"'{self.base}' stores no weight '{sorted(missing)[0]}'.")
+
+    def _check_base(self, contents: AdapterContents, plan: _Plan) -> None:
+        def read(variable_path: str, index: tuple[int, ...]) -> float | None:
+            path = plan.stored_as.get(variable_path)
+            for stored, _ in self._stored([path] if path else []):
+                if len(index) != len(stored.shape) or any(
+                    k >= size for k, size in zip(index, stored.shape, strict=True)
+                ):
+                    return float("nan")
+                return float(np.asarray(stored[index]).view(_dtype(stored)).astype("float32"))
+            return None
+
+        saved = contents.kerora.get("fingerprint")
+        found = preset_difference(read, plan.backbone, saved) if saved else None
+        if found:
+            raise AdapterError(
+                f"The adapter in '{contents.folder}' was trained on another base than this one: "
+                f"{found}. Merge into that base, or pass `force=True` (`--force`)."
+            )
+
+    def _stored(self, paths: Any) -> Iterator[tuple[h5py.Dataset, str]]:
+        for file in self.files:
+            if file.name == _TASK:
+                continue
+            try:
+                opened = h5py.File(file, "r")
+            except OSError as error:
+                raise ModelSourceError(f"{file} is damaged or no HDF5 file: {error}") from error
+            with opened:
+                for path in paths:
+                    if path in opened:
+                        yield _checked(opened, path), path
+
+
+class _Plan:
+    """What an adapter changes in a preset, read off a model that is built without values.
+
+    Attributes:
+        sums: Deltas, by the HDF5 path of the kernel.
+        biases: New values, by the HDF5 path of the bias.
+        shapes: Shape of each of these.
+        stored_as: HDF5 path of each variable, by the variable's path.
+        backbone: Name of the model's class.
+    """
+
+    def __init__(self, base: Path, contents: AdapterContents) -> None:
+        self.sums: dict[str, _Sum] = {}
+        self.biases: dict[str, np.ndarray] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.stored_as: dict[str, str] = {}
+        self.backbone = ""
+        _build_without_values(base, lambda backbone: self._read(backbone, contents))
+
+    def _read(self, backbone: keras.Model, contents: AdapterContents) -> None:
+        self.backbone = type(backbone).__name__
+        layers = layers_in_file(backbone, contents)
+        biases = {id(variable): value for variable, value in biases_in_file(backbone, contents)}
+        slots = {id(layer): _slots(layer) for layer, _ in sublayers(backbone)}
+        paths = _stored_paths(backbone)
+        for layer, _ in sublayers(backbone):
+            for slot, variable in slots[id(layer)].items():
+                if id(layer) not in paths:
+                    continue
+                path = f"{paths[id(layer)]}/{slot}"
+                self.stored_as.setdefault(variable.path, path)
+                if id(variable) in biases:
+                    self.biases[path] = biases[id(variable)]
+                    self.shapes[path] = tuple(variable.shape)
+        if len(self.biases) < len(biases):
+            raise AdapterError(
+                f"{contents.folder} holds trained biases that this preset does not store as such."
+            )
+        for named in layers:
+            rank = contents.config.rank_of(named.module)
+            factorization = factorization_of(named, rank)
+            join = "vr,rd->vd" if factorization is None else factorization.join
+            path = f"{paths[id(named.candidate.layer)]}/0"
+            self.sums[path] = _Sum(join, *factors_in_file(contents, named, rank, 1.0))
+            layer = named.candidate.layer
+            self.shapes[path] = (
+                (layer.input_dim, layer.output_dim)
+                if named.is_embedding
+                else layer_kernel_shape(layer)
+            )
+
+
+def _build_without_values(base: Path, read: Callable[[keras.Model], None]) -> None:
+    def build() -> int:
+        read(keras_hub.models.Backbone.from_preset(str(base), load_weights=False))
+        return 0
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        # Weights are shapes alone while JAX traces.
+        jax.eval_shape(build)
+    else:
+        with matrices_left_empty():
+            build()
+
+
+def _slots(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
+    """A layer's variables under the names by which it saves them."""
+    saved: dict[str, Any] = {}
+    layer.save_own_variables(saved)
+    named = {slot: value for slot, value in saved.items() if isinstance(value, keras.Variable)}
+    kernel = getattr(layer, "_kernel", getattr(layer, "_embeddings", None))
+    if isinstance(kernel, keras.Variable) and "0" in saved:
+        # Layers that may hold Keras' LoRA save their first weight as a sum, not as the variable.
+        named["0"] = kernel
+    return named
+
+
+def _stored_paths(backbone: keras.Model) -> dict[int, str]:
+    """The HDF5 group in which `save_weights` puts each layer's own variables."""
+    layers = [layer for layer, _ in sublayers(backbone)]
+    for number, layer in enumerate(layers):
+        layer.save_own_variables = functools.partial(_save_number, number)
+    paths: dict[int, str] = {}
+
+    def note(name: str, place: Any) -> None:
+        if isinstance(place, h5py.Dataset) and name.endswith(f"/{_NUMBER}"):
+            paths[id(layers[int(place[()])])] = name.rpartition("/")[0]
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "numbers.weights.h5"
+        # Keras' own walk over the layers decides the paths; each saves its number alone.
+        backbone.save_weights(file)
+        with h5py.File(file, "r") as opened:
+            opened.visititems(note)
+    return paths
+
+
+def _save_number(number: int, store: Any) -> None:
+    store[_NUMBER] = np.array(number)
+
+
+def _weight_files(base: Path) -> list[Path]:
+    if (base / _SINGLE).exists():
+        names = {_SINGLE}
+    elif (base / _INDEX).exists():
+        names = _names_in_index(base / _INDEX)
+    else:
+        raise ModelSourceError(f"The preset '{base}' holds neither {_SINGLE} nor {_INDEX}.")
+    if (base / _TASK).exists():
+        names.add(_TASK)
+    for name in names:
+        if not (base / name).exists():
+            raise ModelSourceError(f"{base / _INDEX} names '{name}', which is missing.")
+        check_inside(base, base / name)
+    return [base / name for name in sorted(names)]
+
+
+def _names_in_index(index: Path) -> set[str]:
+    check_inside(index.parent, index)
+    try:
+        entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = {
+            name for entry in entries for name in ([entry] if isinstance(entry, str) else entry)
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelSourceError(f"{index} is damaged: {error!r}") from error
+    for name in names:
+        is_plain = isinstance(name, str) and Path(name).name == name and "\\" not in name
+        if not is_plain or not name.endswith(".weights.h5"):
+            raise ModelSourceError(
+                f"{index} must name .weights.h5 files beside it. Received: {name!r}"
+            )
+    return names
+
+
+def _checked(opened: h5py.File, path: str) -> h5py.Dataset:
+    """A tensor that lies in the file itself."""
+    place: Any = opened
+    for part in path.split("/"):
+        if not isinstance(place.get(part, getlink=True), h5py.HardLink):
+            raise ModelSourceError(f"{opened.filename}: '{path}' is a link to another place.")
+        place = place[part]
+    if not isinstance(place, h5py.Dataset) or place.external or place.is_virtual:
+        raise ModelSourceError(f"{opened.filename}: '{path}' holds no values of its own.")
+    return place
+
+
+def _dtype(stored: h5py.Dataset) -> np.dtype:
+    # HDF5 has no bfloat16; Keras writes its bytes and notes the type.
+    if stored.attrs.get("dtype") == "bfloat16":
+        return np.dtype(ml_dtypes.bfloat16)
+    return stored.dtype
+
+
+def _as_stored(values: np.ndarray, stored: h5py.Dataset) -> np.ndarray:
+    return values.view(stored.dtype)
