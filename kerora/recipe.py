@@ -116,11 +116,7 @@ class DataRecipe(_Section):
     @classmethod
     def _files_exist(cls, data: Any) -> Any:
         for name in [data] if isinstance(data, str) else data if isinstance(data, list) else []:
-            if name.startswith("tfds:") or name in BUNDLED_NAMES[1:]:
-                continue
-            path = os.path.expanduser(name)
-            if not os.path.isfile(path) and not glob.glob(path, recursive=True):
-                raise ValueError(f"no such file: {name!r} (from {os.getcwd()}).{_near_path(name)}")
+            check_data_file(name)
         if data == []:
             raise ValueError("an empty list of files")
         return data
@@ -284,6 +280,19 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 def commented_recipe() -> str:
     """A recipe as YAML text, with every key, its default and what it means."""
     return recipe_text(Recipe)
+
+
+def check_data_file(name: str) -> None:
+    """Looks whether rows of this name are there, without importing what reads them.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    if name.startswith("tfds:") or name in BUNDLED_NAMES[1:]:
+        return
+    path = os.path.expanduser(name)
+    if not os.path.isfile(path) and not glob.glob(path, recursive=True):
+        raise ValueError(f"no such file: {name!r} (from {os.getcwd()}).{_near_path(name)}")
 
 
 def _near_path(name: str) -> str:

@@ -5,7 +5,7 @@ from kerora.data.chat import ChatTemplate, read_chat_template
 from kerora.data.encoding import Encoded, Encoder
 from kerora.data.errors import BadRow, DataError, RowProblem
 from kerora.data.formats import Example, Message
-from kerora.data.passthrough import is_token_data
+from kerora.data.passthrough import check_token_data, is_token_data
 from kerora.data.pipeline import make_batches
 from kerora.data.report import DataReport
 from kerora.data.sources import open_source
@@ -21,6 +21,7 @@ __all__ = [
     "Example",
     "Message",
     "RowProblem",
+    "check_token_data",
     "is_token_data",
     "make_batches",
     "open_source",

@@ -1,6 +1,6 @@
 """One row of data to token ids and loss weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from kerora.data.chat import ChatTemplate, built_in_chat_template
 from kerora.data.errors import DataError, LongRow, RowProblem
-from kerora.data.formats import Example, Message, read_example, read_messages
+from kerora.data.formats import Example, Message, read_example
 from kerora.data.templates import Template, as_conversation, example_reader, segments
 from kerora.data.tokenization import TextTokenizer
 
@@ -234,9 +234,7 @@ class Encoder:
             if self.template != "chat":
                 return prompt, False
             example = Example(messages=(Message("user", prompt),))
-        elif isinstance(prompt, Sequence):
-            example = Example(messages=read_messages(prompt, answered=False))
-        elif self.template not in (None, "chat"):
+        elif self.template not in (None, "chat") and isinstance(prompt, Mapping):
             return Template(str(self.template)).prompt(prompt), False
         else:
             example = read_example(prompt, answered=False)

@@ -7,8 +7,11 @@
 | `question` or `query`, and `answer` or `response` | the question template |
 | `prompt(s)` or `input`, `response(s)`, `completion(s)` or `output` | both, joined as they are |
 | `text` | plain text |
+
+A row of two texts is a prompt and its response.
 """
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,14 +94,17 @@ FORMATS = (
 )
 
 _MESSAGE_FIELDS = ("messages", "conversations", "conversation")
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 _ROLE_NAMES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+_ROLE_NAMES["observation"] = "tool"
 
 
 def read_example(row: Any, *, answered: bool = True) -> Example:
     """Understands one row by its field names.
 
     Args:
-        row: A string, a dict, or a list of messages.
+        row: A string, a pair of strings (a prompt and its response), a dict, or a list of
+            messages.
         answered: Whether a row without its response is a problem; for generation it is none.
 
     Returns:
@@ -112,6 +118,8 @@ def read_example(row: Any, *, answered: bool = True) -> Example:
         return Example(response=_filled(row, "text"))
     if isinstance(row, bytes):
         raise RowProblem("wrong encoding", "bytes that are not UTF-8")
+    if isinstance(row, Sequence) and any(isinstance(entry, str) for entry in row):
+        return _read_pair(row, answered)
     if isinstance(row, Sequence):
         return Example(messages=read_messages(row, answered=answered))
     if not isinstance(row, Mapping):
@@ -129,6 +137,17 @@ def read_example(row: Any, *, answered: bool = True) -> Example:
     if "text" in row:
         return Example(response=field_text(row, "text"))
     raise RowProblem("unknown fields", f"found {sorted(map(str, row))}; {known_fields()}")
+
+
+def _read_pair(row: Sequence[Any], answered: bool) -> Example:
+    if len(row) != 2 or not all(isinstance(entry, str) for entry in row):
+        raise RowProblem(
+            "not a record",
+            "a row of several values is (prompt, response), two texts, or a list of messages "
+            f'{{"role", "content"}}; received {len(row)} values: {str(row)[:60]}',
+        )
+    prompt, response = _filled(row[0], "prompt"), row[1]
+    return Example(prompt, _filled(response, "response", "empty response") if answered else "")
 
 
 def _prompt_and_response(
@@ -212,7 +231,7 @@ def _read_message(entry: Any) -> Message:
     text_name = _first(entry, ("content", "value"))
     if role_name is None or text_name is None:
         raise RowProblem("missing field", f"a message holds {sorted(map(str, entry))}")
-    role = str(entry[role_name])
+    role = _role(entry[role_name])
     content = entry[text_name]
     if isinstance(content, list):  # the parts of a multimodal message; only text can be used
         if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
@@ -224,4 +243,15 @@ def _read_message(entry: Any) -> Message:
         if name not in (role_name, text_name) and value is not None
     }
     text = field_text({text_name: content}, text_name, empty=True)
-    return Message(_ROLE_NAMES.get(role, role), text, extra or None)
+    return Message(role, text, extra or None)
+
+
+def _role(name: Any) -> str:
+    """The role as templates call it. A misspelt one would be learned from, or never."""
+    role = _ROLE_NAMES.get(str(name), str(name))
+    if role in _ROLES:
+        return role
+    known = ", ".join([*_ROLES, *_ROLE_NAMES])
+    near = difflib.get_close_matches(str(name).lower(), [*_ROLES, *_ROLE_NAMES], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise RowProblem("unknown role", f"received {name!r}; known are {known}{hint}")
