@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kerora.data.chat import ChatTemplate, built_in_chat_template
+from kerora.data.chat import ChatTemplate
+from kerora.data.chat_templates import built_in_chat_template
 from kerora.data.errors import DataError, LongRow, RowProblem
 from kerora.data.formats import Example, Message, read_example
 from kerora.data.templates import Template, as_conversation, example_reader, segments
@@ -96,7 +97,7 @@ class Encoder:
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer: the end token and the marks that end a turn."""
-        marks = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>")
+        marks = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>")
         ids = [self._text.end_token_id, *(self._text.mark_id(mark) for mark in marks)]
         return tuple(dict.fromkeys(index for index in ids if index is not None))
 
@@ -130,13 +131,15 @@ class Encoder:
             try:
                 if isinstance(example, RowProblem):
                     raise example
+                closed = False
                 if example.messages:
-                    parts = self._conversation(example)
+                    parts, closed = self._conversation(example)
                 elif example.prompt:
                     parts = [(next(prompt_ids), False), (next(answer_ids), True)]
                 else:
                     parts = [(next(text_ids), True)]
-                results.append(self._join(parts, float(weight), bool(example.messages)))
+                conversation = bool(example.messages)
+                results.append(self._join(parts, float(weight), conversation, closed))
             except RowProblem as problem:
                 results.append(problem)
         return results
@@ -147,15 +150,21 @@ class Encoder:
         except RowProblem as problem:
             return problem
 
-    def _conversation(self, example: Example) -> list[tuple[Sequence[int], bool]]:
+    def _conversation(self, example: Example) -> tuple[list[tuple[Sequence[int], bool]], bool]:
+        """The tokens of a conversation, and whether a mark of its own closes its last turn."""
+        pieces = segments(example, self._chat)
         parts: list[tuple[Sequence[int], bool]] = []
-        for piece in segments(example, self._chat):
+        for piece in pieces:
             ids = self._text.marked_text(piece.text, first=not parts)
             parts.append((ids, piece.supervised))
-        return parts
+        return parts, self._text.ends_with_mark("".join(piece.text for piece in pieces[-2:]))
 
     def _join(
-        self, parts: list[tuple[Sequence[int], bool]], weight: float, conversation: bool
+        self,
+        parts: list[tuple[Sequence[int], bool]],
+        weight: float,
+        conversation: bool,
+        closed: bool,
     ) -> Encoded:
         ids: list[int] = []
         learned: list[bool] = []
@@ -163,12 +172,10 @@ class Encoder:
             ids += piece
             learned += [supervised or self.train_on == "all"] * len(piece)
         start, end = self._text.start_token_id, self._text.end_token_id
-        # A chat template may write the start token itself: it is not doubled.
-        if self.add_start_token and start is not None and not (conversation and ids[:1] == [start]):
+        if start is not None and self._starts(ids, conversation):
             ids.insert(0, start)
             learned.insert(0, False)
-        ends = conversation and self._ends_turn(ids)
-        if self.add_end_token and end is not None and not ends:
+        if self.add_end_token and end is not None and not closed:
             ids.append(end)
             learned.append(True)
         truncated = len(ids) > self.sequence_length
@@ -180,9 +187,11 @@ class Encoder:
         weights = np.asarray(learned, np.float32) * np.float32(weight)
         return Encoded(np.asarray(ids, np.int32), weights, truncated)
 
-    def _ends_turn(self, ids: list[int]) -> bool:
-        """Whether a conversation's text closes its last turn with a mark of its own."""
-        return bool(set(ids[-3:]) & set(self.stop_token_ids))
+    def _starts(self, ids: list[int], conversation: bool) -> bool:
+        """Whether a start token belongs in front. A model's own template writes it, or means none;
+        in a built-in one it is not doubled."""
+        own = self.chat_template is not None or ids[:1] == [self._text.start_token_id]
+        return self.add_start_token and not (conversation and own)
 
     def _shorten(self, ids: list[int], learned: list[bool]) -> tuple[list[int], list[bool]]:
         size = self.sequence_length
@@ -200,7 +209,7 @@ class Encoder:
         """
         example = self._read(row)
         answers = [turn.content for turn in example.messages if turn.role == "assistant"]
-        return answers[-1] if answers else example.response
+        return (answers[-1] or "") if answers else example.response
 
     def encode_prompt(self, prompt: Any) -> np.ndarray:
         """The tokens that generation starts from, equal to those that training saw.
@@ -221,7 +230,7 @@ class Encoder:
         else:
             ids = list(self._text.texts([text])[0]) if text else []
         start = self._text.start_token_id
-        if self.add_start_token and start is not None and not (conversation and ids[:1] == [start]):
+        if start is not None and self._starts(ids, conversation):
             ids.insert(0, start)
         return np.asarray(ids, np.int32)
 
@@ -245,7 +254,8 @@ class Encoder:
         turns = list(example.messages)
         while turns and turns[-1].role == "assistant":
             turns.pop()
-        return self._chat.render(turns, add_generation_prompt=True), True
+        tools = list(example.tools) or None
+        return self._chat.render(turns, add_generation_prompt=True, tools=tools), True
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

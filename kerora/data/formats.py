@@ -2,7 +2,7 @@
 
 | recognised fields | becomes |
 |---|---|
-| `messages`, `conversations` | a conversation |
+| `messages`, `conversations`, perhaps `tools` | a conversation |
 | `instruction`, perhaps `context` or `input`, `response` or `output` | the instruction template |
 | `question` or `query`, and `answer` or `response` | the question template |
 | `prompt(s)` or `input`, `response(s)`, `completion(s)` or `output` | both, joined as they are |
@@ -12,6 +12,7 @@ A row of two texts is a prompt and its response.
 """
 
 import difflib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,16 @@ from kerora.data.errors import RowProblem
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation. `extra` holds what else the row says, such as tool calls."""
+    """One turn of a conversation.
+
+    Args:
+        role: `"user"`, `"assistant"` and so on.
+        content: Its text; None where it has none, as a turn of tool calls alone.
+        extra: What else the row says, such as tool calls.
+    """
 
     role: str
-    content: str
+    content: str | None
     extra: Mapping[str, Any] | None = None
 
 
@@ -32,13 +39,14 @@ class Message:
 class Example:
     """What one row asks the model to learn.
 
-    Either a conversation (`messages`), or a `prompt` and its `response`; a `prompt` of None says
-    that `response` is plain text.
+    Either a conversation (`messages`, and the `tools` that it may call), or a `prompt` and its
+    `response`; a `prompt` of None says that `response` is plain text.
     """
 
     prompt: str | None = None
     response: str = ""
     messages: tuple[Message, ...] = ()
+    tools: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,8 @@ def read_example(row: Any, *, answered: bool = True) -> Example:
         raise RowProblem("not a record", f"expected fields, received {type(row).__name__}")
     for name in _MESSAGE_FIELDS:
         if name in row:
-            return Example(messages=read_messages(row[name], answered=answered))
+            messages = read_messages(row[name], answered=answered)
+            return Example(messages=messages, tools=_read_tools(row.get("tools")))
     for form in FORMATS:
         asks, answers = _first(row, form.prompt), _first(row, form.response)
         if asks is None or (answered and answers is None and form is FORMATS[-1]):
@@ -219,7 +228,7 @@ def read_messages(value: Any, *, answered: bool = True) -> tuple[Message, ...]:
         return messages
     if not answers:
         raise RowProblem("missing field", "no message has the role 'assistant'")
-    if not any(message.content.strip() or message.extra for message in answers):
+    if not any((message.content or "").strip() or message.extra for message in answers):
         raise RowProblem("empty response", "every assistant message is empty")
     return messages
 
@@ -229,10 +238,11 @@ def _read_message(entry: Any) -> Message:
         raise RowProblem("not a conversation", f"a message is a {type(entry).__name__}")
     role_name = _first(entry, ("role", "from"))
     text_name = _first(entry, ("content", "value"))
-    if role_name is None or text_name is None:
+    wordless = text_name is None or entry[text_name] is None
+    if role_name is None or (wordless and not entry.get("tool_calls")):
         raise RowProblem("missing field", f"a message holds {sorted(map(str, entry))}")
     role = _role(entry[role_name])
-    content = entry[text_name]
+    content = None if text_name is None else entry[text_name]
     if isinstance(content, list):  # the parts of a multimodal message; only text can be used
         if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
             raise RowProblem("not text", "a message holds parts that are not text")
@@ -242,8 +252,20 @@ def _read_message(entry: Any) -> Message:
         for name, value in entry.items()
         if name not in (role_name, text_name) and value is not None
     }
-    text = field_text({text_name: content}, text_name, empty=True)
+    text = None if wordless else field_text({"content": content}, "content", empty=True)
     return Message(role, text, extra or None)
+
+
+def _read_tools(value: Any) -> tuple[Any, ...]:
+    """Tool definitions; as text too, for tables hold no lists of unlike records."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "[]")
+        except json.JSONDecodeError as error:
+            raise RowProblem("not JSON", f"'tools': {error}") from error
+    if value is not None and not isinstance(value, Sequence):
+        raise RowProblem("not a list", f"'tools' holds a {type(value).__name__}")
+    return tuple(value or ())
 
 
 def _role(name: Any) -> str:

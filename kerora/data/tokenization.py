@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 
 # What the marks of chat templates look like. Only those in the vocabulary count.
-_MARK = re.compile(r"<\|[^<>|\s]{1,48}\|>|</?[a-zA-Z_]{1,32}>|\[/?[A-Z_]{2,32}\]")
+_MARK = re.compile(
+    r"<[|\uff5c][^<>|\uff5c\s]{1,48}[|\uff5c]>|</?[a-zA-Z_][a-zA-Z_0-9]{0,31}>"
+    r"|\[/?[A-Z_]{2,32}\]"
+)
 
 
 def _batch_tokenizer(tokenizer: Any) -> Callable[[list[str]], Sequence[Sequence[int]]]:
@@ -57,6 +60,13 @@ class TextTokenizer:
         if text not in self._marks:
             self._marks[text] = self._look_up(text)
         return self._marks[text]
+
+    def ends_with_mark(self, text: str) -> bool:
+        """Whether the last word of a text is a special token."""
+        words = text.split()
+        found = list(_MARK.finditer(words[-1])) if words else []
+        last = bool(found) and found[-1].end() == len(words[-1])
+        return last and self.mark_id(found[-1].group()) is not None
 
     def _look_up(self, text: str) -> int | None:
         try:

@@ -2,14 +2,14 @@ import json
 
 import pytest
 
-from kerora.data.chat import (
+from kerora.data.chat import ChatTemplate, read_chat_template
+from kerora.data.chat_templates import (
     CHATML,
     GEMMA,
     LLAMA3,
     PLAIN,
-    ChatTemplate,
+    QWEN,
     built_in_chat_template,
-    read_chat_template,
 )
 from kerora.data.errors import DataError, RowProblem
 from kerora.data.formats import Message
@@ -29,6 +29,7 @@ TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": ""}
     [
         (GEMMA, ["Hello.<end_of_turn>", "See you.<end_of_turn>"]),
         (CHATML, ["Hello.<|im_end|>", "See you.<|im_end|>"]),
+        (QWEN, ["Hello.<|im_end|>", "See you.<|im_end|>"]),
         (LLAMA3, ["Hello.<|eot_id|>", "See you.<|eot_id|>"]),
         (PLAIN, ["Hello.<eos>", "See you.<eos>"]),
     ],
@@ -61,11 +62,16 @@ def test_built_in_templates_are_written_as_the_models_write_them():
 
 
 @pytest.mark.parametrize(
-    ("mark", "source"),
-    [("<start_of_turn>", GEMMA), ("<|im_start|>", CHATML), ("<|start_header_id|>", LLAMA3)],
+    ("marks", "source"),
+    [
+        ({"<start_of_turn>"}, GEMMA),
+        ({"<|im_start|>"}, CHATML),
+        ({"<|im_start|>", "<tool_call>"}, QWEN),
+        ({"<|start_header_id|>"}, LLAMA3),
+    ],
 )
-def test_the_built_in_template_follows_the_vocabulary(mark, source):
-    assert built_in_chat_template(lambda token: token == mark) == source
+def test_the_built_in_template_follows_the_vocabulary(marks, source):
+    assert built_in_chat_template(lambda token: token in marks) == source
     assert built_in_chat_template(lambda token: False) == PLAIN
 
 
@@ -97,6 +103,12 @@ def test_tools_and_json_reach_the_template():
         )
         == "3"
     )
+
+
+def test_tool_calls_that_a_template_would_leave_out_are_refused():
+    calls = [Message("assistant", None, {"tool_calls": [{"x": 3}]})]
+    with pytest.raises(RowProblem, match="no place for tool calls"):
+        ChatTemplate(GEMMA).render(calls)
 
 
 def test_a_template_may_refuse_a_conversation():
