@@ -23,6 +23,7 @@ __all__ = ["Recipe", "RecipeError", "commented_recipe", "load_recipe"]
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class _Section(BaseModel):
@@ -88,9 +89,11 @@ class AdapterRecipe(_Section):
 class DataRecipe(_Section):
     """The rows that are learned, and those that are held out."""
 
-    train: str | list[str] = Field(
-        description="A .jsonl, .json, .csv, .parquet or .txt path or glob (or several), or "
-        "tfds:NAME/SPLIT. Paths start from the folder where kerora is called.",
+    train: str | list[str] | dict[str, PositiveFloat] = Field(
+        description="A .jsonl, .json, .csv, .txt (or with .gz or .zst after it), .parquet or "
+        ".arrow path or glob, or tfds:NAME/SPLIT; several as a list, or with the weight of each "
+        "in a mixture: {a.jsonl: 3, b.jsonl: 1}. Paths start from the folder where kerora is "
+        "called.",
         examples=["tiny_gemma/train.jsonl"],
     )
     validation: str | list[str] | Annotated[float, Field(ge=0, le=0.5)] = Field(
@@ -115,9 +118,10 @@ class DataRecipe(_Section):
     @field_validator("train", "validation")
     @classmethod
     def _files_exist(cls, data: Any) -> Any:
-        for name in [data] if isinstance(data, str) else data if isinstance(data, list) else []:
+        names = [data] if isinstance(data, str) else data
+        for name in names if isinstance(names, list | dict) else []:
             check_data_file(name)
-        if data == []:
+        if data in ([], {}):
             raise ValueError("an empty list of files")
         return data
 

@@ -189,8 +189,9 @@ class Task(StepModel, AdaptedModel):
 
         Args:
             x: Strings, (prompt, response) pairs or records, chat messages, a `.jsonl`, `.json`,
-                `.csv`, `.parquet` or `.txt` path or glob, `"tfds:NAME/SPLIT"`, a Hugging Face data
-                set, `kerora.data.Batches`, or anything that Keras takes.
+                `.csv`, `.txt`, `.parquet` or `.arrow` path or glob, `"tfds:NAME/SPLIT"`, a dict of
+                such names with the weight of each in a mixture, a Hugging Face data set,
+                `kerora.data.Batches`, or anything that Keras takes.
             y: Responses, where `x` holds the prompts.
             batch_size: Rows in a batch. Default: as many as make 1,024 positions when packed,
                 else 8.

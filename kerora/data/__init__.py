@@ -8,7 +8,7 @@ from kerora.data.formats import Example, Message
 from kerora.data.passthrough import check_token_data, is_token_data
 from kerora.data.pipeline import make_batches
 from kerora.data.report import DataReport
-from kerora.data.sources import open_source
+from kerora.data.sources import mix, open_source
 
 __all__ = [
     "BadRow",
@@ -24,6 +24,7 @@ __all__ = [
     "check_token_data",
     "is_token_data",
     "make_batches",
+    "mix",
     "open_source",
     "read_chat_template",
 ]

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kerora.data.errors import DataError
+from kerora.data.mixtures import MixedSource
+from kerora.data.sources import is_mixture
 
 
 def is_token_data(data: Any) -> bool:
@@ -21,6 +23,8 @@ def is_token_data(data: Any) -> bool:
     is_token_data(["Hello."])  # False
     ```
     """
+    if isinstance(data, MixedSource) or is_mixture(data):
+        return False
     names = {f"{parent.__module__}.{parent.__name__}" for parent in type(data).__mro__}
     if any(name.startswith("keras.") and name.endswith(".PyDataset") for name in names):
         return True
