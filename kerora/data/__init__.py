@@ -1,7 +1,8 @@
 """Training data: from files, lists and data sets to packed batches of tokens."""
 
 from kerora.data.batches import Batches
-from kerora.data.chat import ChatTemplate, read_chat_template
+from kerora.data.chat import ChatTemplate
+from kerora.data.chat_files import read_chat_template
 from kerora.data.encoding import Encoded, Encoder
 from kerora.data.errors import BadRow, DataError, RowProblem
 from kerora.data.formats import Example, Message

@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from kerora.data.chat_spans import assistant_spans
@@ -167,23 +166,3 @@ def _raise(message: str) -> None:
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any):
     # Jinja's own filter escapes HTML, which no chat template means.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def read_chat_template(folder: str | Path) -> str | None:
-    """The chat template in a Hugging Face folder; None where it has none.
-
-    Reads `chat_template.jinja`, else `chat_template` of `tokenizer_config.json` (of several, the
-    one called "default").
-    """
-    folder = Path(folder)
-    own = folder / "chat_template.jinja"
-    if own.is_file():
-        return own.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return None
-    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default")
-    return template
