@@ -10,7 +10,13 @@ from kerora.data.chat import ChatTemplate
 from kerora.data.chat_templates import built_in_chat_template
 from kerora.data.errors import DataError, LongRow, RowProblem
 from kerora.data.formats import Example, Message, read_example
-from kerora.data.templates import Template, as_conversation, example_reader, segments
+from kerora.data.templates import (
+    Segment,
+    Template,
+    as_conversation,
+    example_reader,
+    segments,
+)
 from kerora.data.tokenization import TextTokenizer
 
 TrainOn = Literal["response", "all"]
@@ -126,19 +132,23 @@ class Encoder:
         prompt_ids = iter(self._text.texts(prompts))
         text_ids = iter(self._text.texts(texts))
         answer_ids = iter(self._text.continuations(answers))
+        chats = [e for e in examples if isinstance(e, Example) and e.messages]
+        conversations = iter(self._conversations(chats))
         results: list[Any] = []
         for example, weight in zip(examples, weights, strict=True):
             try:
                 if isinstance(example, RowProblem):
                     raise example
-                closed = False
-                if example.messages:
-                    parts, closed = self._conversation(example)
+                closed, conversation = False, bool(example.messages)
+                if conversation:
+                    found = next(conversations)
+                    if isinstance(found, RowProblem):
+                        raise found
+                    parts, closed = found
                 elif example.prompt:
                     parts = [(next(prompt_ids), False), (next(answer_ids), True)]
                 else:
                     parts = [(next(text_ids), True)]
-                conversation = bool(example.messages)
                 results.append(self._join(parts, float(weight), conversation, closed))
             except RowProblem as problem:
                 results.append(problem)
@@ -150,14 +160,31 @@ class Encoder:
         except RowProblem as problem:
             return problem
 
-    def _conversation(self, example: Example) -> tuple[list[tuple[Sequence[int], bool]], bool]:
-        """The tokens of a conversation, and whether a mark of its own closes its last turn."""
-        pieces = segments(example, self._chat)
-        parts: list[tuple[Sequence[int], bool]] = []
-        for piece in pieces:
-            ids = self._text.marked_text(piece.text, first=not parts)
-            parts.append((ids, piece.supervised))
-        return parts, self._text.ends_with_mark("".join(piece.text for piece in pieces[-2:]))
+    def _conversations(self, examples: list[Example]) -> list[Any]:
+        """For each the tokens of its segments and whether they are learned, and whether a mark of
+        its own closes its last turn; or the `RowProblem` that it has."""
+        rendered: list[list[Segment] | RowProblem] = []
+        for example in examples:
+            try:
+                rendered.append(segments(example, self._chat))
+            except RowProblem as problem:
+                rendered.append(problem)
+        texts = [
+            (piece.text, number == 0)
+            for pieces in rendered
+            if not isinstance(pieces, RowProblem)
+            for number, piece in enumerate(pieces)
+        ]
+        ids = iter(self._text.marked_texts(texts))
+        results: list[Any] = []
+        for pieces in rendered:
+            if isinstance(pieces, RowProblem):
+                results.append(pieces)
+                continue
+            parts = [(next(ids), piece.supervised) for piece in pieces]
+            end = "".join(piece.text for piece in pieces[-2:])
+            results.append((parts, self._text.ends_with_mark(end)))
+        return results
 
     def _join(
         self,
@@ -226,7 +253,7 @@ class Encoder:
         """
         text, conversation = self._prompt_text(prompt)
         if conversation:
-            ids = self._text.marked_text(text, first=True)
+            ids = self._text.marked_texts([(text, True)])[0]
         else:
             ids = list(self._text.texts([text])[0]) if text else []
         start = self._text.start_token_id
