@@ -39,10 +39,11 @@ def assistant_spans(
     for index, message in enumerate(messages):
         if message.role != "assistant":
             continue
-        start = _start(render, messages, index, text)
+        prompt = render(messages[:index], add_generation_prompt=True)
+        start = _start(render, messages, index, text, prompt)
         end = _end(render, messages, index, text, start)
         earliest = spans[-1][1] if spans else 0
-        if index == len(messages) - 1 and _ends_as_a_prompt(render, messages, text):
+        if index == len(messages) - 1 and _ends_as_a_prompt(prompt, text):
             end = None
         if start is None or end is None or not earliest <= start <= end:
             raise RowProblem(
@@ -55,17 +56,18 @@ def assistant_spans(
     return text, spans
 
 
-def _ends_as_a_prompt(render: Render, messages: Sequence[Message], text: str) -> bool:
+def _ends_as_a_prompt(prompt: str, text: str) -> bool:
     """Whether the template opens another turn of the assistant's after each text."""
     last = [piece for piece in _PIECES.findall(text) if piece.strip()][-1:]
-    prompt = render(messages[:-1], add_generation_prompt=True).rstrip()
-    return bool(last and _MARK_OR_SPACE.fullmatch(last[0]) and prompt.endswith(last[0]))
+    is_mark = bool(last) and bool(_MARK_OR_SPACE.fullmatch(last[0]))
+    return is_mark and prompt.rstrip().endswith(last[0])
 
 
-def _start(render: Render, messages: Sequence[Message], index: int, text: str) -> int | None:
+def _start(
+    render: Render, messages: Sequence[Message], index: int, text: str, prompt: str
+) -> int | None:
     """Where the generation prompt of a turn ends; None where it is not in the text."""
     before = messages[:index]
-    prompt = render(before, add_generation_prompt=True)
     if text.startswith(prompt):
         return len(prompt)
     for after, short in _anchored(render, messages, index - 1, text):
@@ -79,7 +81,7 @@ def _end(
     render: Render, messages: Sequence[Message], index: int, text: str, start: int | None
 ) -> int | None:
     """Where the mark that ends a turn ends; None where that cannot be found."""
-    upto = render(messages[: index + 1])
+    upto = text if index + 1 == len(messages) else render(messages[: index + 1])
     if start is not None and text.startswith(upto.rstrip()):
         return max(start, _without_break(upto))
     for after, anchored in _anchored(render, messages, index - 1, text):
