@@ -121,5 +121,6 @@ def expected_response(row: Any, encoder: Encoder) -> str | None:
     except RowProblem:
         return None
     if example.messages:
-        return example.messages[-1].content if example.messages[-1].role == "assistant" else None
+        last = example.messages[-1]
+        return last.content if last.role == "assistant" else None
     return None if example.prompt is None else example.response

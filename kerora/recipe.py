@@ -23,6 +23,7 @@ __all__ = ["Recipe", "RecipeError", "commented_recipe", "load_recipe"]
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class _Section(BaseModel):
@@ -90,9 +91,11 @@ class AdapterRecipe(_Section):
 class DataRecipe(_Section):
     """The rows that are learned, and those that are held out."""
 
-    train: str | list[str] = Field(
-        description="A .jsonl, .json, .csv, .parquet or .txt path or glob (or several), or "
-        "tfds:NAME/SPLIT. Paths start from the folder where kerora is called.",
+    train: str | list[str] | dict[str, PositiveFloat] = Field(
+        description="A .jsonl, .json, .csv, .txt (or with .gz or .zst after it), .parquet or "
+        ".arrow path or glob, or tfds:NAME/SPLIT; several as a list, or with the weight of each "
+        "in a mixture: {a.jsonl: 3, b.jsonl: 1}. Paths start from the folder where kerora is "
+        "called.",
         examples=["tiny_gemma/train.jsonl"],
     )
     validation: str | list[str] | Annotated[float, Field(ge=0, le=0.5)] = Field(
@@ -117,13 +120,10 @@ class DataRecipe(_Section):
     @field_validator("train", "validation")
     @classmethod
     def _files_exist(cls, data: Any) -> Any:
-        for name in [data] if isinstance(data, str) else data if isinstance(data, list) else []:
-            if name.startswith("tfds:") or name in BUNDLED_NAMES[1:]:
-                continue
-            path = os.path.expanduser(name)
-            if not os.path.isfile(path) and not glob.glob(path, recursive=True):
-                raise ValueError(f"no such file: {name!r} (from {os.getcwd()}).{_near_path(name)}")
-        if data == []:
+        names = [data] if isinstance(data, str) else data
+        for name in names if isinstance(names, list | dict) else []:
+            check_data_file(name)
+        if data in ([], {}):
             raise ValueError("an empty list of files")
         return data
 
@@ -286,6 +286,19 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 def commented_recipe() -> str:
     """A recipe as YAML text, with every key, its default and what it means."""
     return recipe_text(Recipe)
+
+
+def check_data_file(name: str) -> None:
+    """Looks whether rows of this name are there, without importing what reads them.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    if name.startswith("tfds:") or name in BUNDLED_NAMES[1:]:
+        return
+    path = os.path.expanduser(name)
+    if not os.path.isfile(path) and not glob.glob(path, recursive=True):
+        raise ValueError(f"no such file: {name!r} (from {os.getcwd()}).{_near_path(name)}")
 
 
 def _near_path(name: str) -> str:

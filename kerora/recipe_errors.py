@@ -84,7 +84,7 @@ def _describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     if origin is Literal:
         return " or ".join(", ".join(map(str, inner)).rsplit(", ", 1))
     if origin is dict:
-        return "a row of fields"
+        return "a row of fields" if inner[1] is str else f"names with {_describe(inner[1])} each"
     if origin is list:
         return f"a list of {_describe(inner[0])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

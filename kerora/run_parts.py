@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,6 +16,8 @@ from kerora.recipe import DataRecipe, ModelRecipe, Recipe
 from kerora.task import Task, adapt
 from kerora.training.fit_data import DataOptions, text_batches
 from kerora.training.rematerialisation import rematerialise
+
+DataNames = str | Sequence[str] | Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +43,10 @@ class RunData:
                 continue
 
 
-def data_paths(source: str | Sequence[str]) -> str | list[str]:
+def data_paths(source: DataNames) -> DataNames:
     """What a recipe calls its data, bundled names replaced by their paths."""
+    if isinstance(source, Mapping):
+        return {str(data_paths(name)): weight for name, weight in source.items()}
     names = [source] if isinstance(source, str) else list(source)
     paths = [str(bundled_path(name)) if name in BUNDLED_NAMES else name for name in names]
     return paths[0] if len(paths) == 1 else paths
@@ -113,7 +117,7 @@ def prepare_data(recipe: Recipe, model: Task) -> RunData:
         on_long_row=recipe.data.on_long_row,
     )
 
-    def batches_of(source: str | list[str], *, shuffle: bool) -> Batches:
+    def batches_of(source: DataNames, *, shuffle: bool) -> Batches:
         paths, size = data_paths(source), recipe.batch_size
         return text_batches(model, paths, options, batch_size=size, shuffle=shuffle)
 

@@ -19,13 +19,13 @@ from kerora.adapters import (
 from kerora.adapters.lifecycle import forget_compiled_functions
 from kerora.backbone import Backbone
 from kerora.cpu_memory import release_freed_memory, run_steps_one_by_one
-from kerora.data import Batches, is_token_data
+from kerora.data import Batches, check_token_data, is_token_data
 from kerora.default_learning_rates import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE
 from kerora.interchange import load_adapter, save_adapter
 from kerora.interchange.keras_lora import has_keras_lora, take_over_keras_lora
 from kerora.models.loading import chat_template, load_task
 from kerora.training.fit_data import DataOptions, text_batches, warn_of_lost_rows
-from kerora.training.losses import TokenLoss
+from kerora.training.losses import TokenLoss, check_text_loss
 from kerora.training.rematerialisation import rematerialise_by_default
 from kerora.training.step import CompiledStep, StepModel
 
@@ -194,8 +194,9 @@ class Task(StepModel, AdaptedModel):
         """Keras' `fit` on text as people have it.
 
         Args:
-            x: Strings, prompt/response records, chat messages, a `.jsonl`, `.json`, `.csv`,
-                `.parquet` or `.txt` path or glob, `"tfds:NAME/SPLIT"`, a Hugging Face data set,
+            x: Strings, (prompt, response) pairs or records, chat messages, a `.jsonl`, `.json`,
+                `.csv`, `.txt`, `.parquet` or `.arrow` path or glob, `"tfds:NAME/SPLIT"`, a dict of
+                such names with the weight of each in a mixture, a Hugging Face data set,
                 `kerora.data.Batches`, or anything that Keras takes.
             y: Responses, where `x` holds the prompts.
             batch_size: Rows in a batch. Default: as many as make 1,024 positions when packed,
@@ -238,6 +239,7 @@ class Task(StepModel, AdaptedModel):
             "validation_freq": validation_freq,
         }
         if not isinstance(x, Batches) and is_token_data(x):
+            check_token_data(x, tokenizer=self.preprocessor is not None)
             return super().fit(
                 x,
                 y,
@@ -251,6 +253,7 @@ class Task(StepModel, AdaptedModel):
                 validation_steps=validation_steps,
                 **keras_arguments,
             )
+        check_text_loss(self.loss)
         if isinstance(x, Batches):
             batches = x
         else:
@@ -336,8 +339,11 @@ class Task(StepModel, AdaptedModel):
                 sample_weight=sample_weight,
             )
         if isinstance(x, Batches):
+            check_text_loss(self.loss)
             steps = steps or x.steps_per_epoch
             return keras.Model.evaluate(self, x.repeat(), steps=steps, **kwargs)
+        if x is not None:
+            check_token_data(x, tokenizer=self.preprocessor is not None)
         return super().evaluate(
             x, y, batch_size=batch_size, sample_weight=sample_weight, steps=steps, **kwargs
         )

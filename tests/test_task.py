@@ -1,6 +1,7 @@
 """What a model that kerora adapted says about its data and its weights."""
 
 import keras
+import numpy as np
 import pytest
 
 import kerora
@@ -47,3 +48,62 @@ def test_the_default_learning_rate_is_that_of_what_trains():
     model.backbone.enable_lora(2)
     model.fit([SHORT] * 2, sequence_length=32, verbose=0)
     assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == pytest.approx(5e-4)
+
+
+@pytest.mark.parametrize("rows", [[1, 2], [[1, 2], [3, 4]], (1, 2), 5])
+def test_numbers_are_no_rows(model, rows):
+    with pytest.raises(DataError, match=r"no rows of text.*\(prompt, response\).*Received"):
+        model.fit(rows, verbose=0)
+    with pytest.raises(DataError, match="no rows of text"):
+        model.evaluate(rows, verbose=0)
+
+
+def test_tokens_are_refused_while_the_model_tokenises_itself(model):
+    ids = np.ones((2, 8), "int32")
+    tokens = {"token_ids": ids, "padding_mask": ids > 0}
+    for data in (ids, tokens):
+        with pytest.raises(DataError, match=r"preprocessor = None.*token_ids"):
+            model.fit(data, ids, verbose=0)
+    preprocessor, model.preprocessor = model.preprocessor, None
+    model.fit(tokens, ids, verbose=0)
+    model.preprocessor = preprocessor
+
+
+def test_pairs_are_prompts_and_responses(model):
+    pairs = [("What is it?", "A cat."), ("And this?", "A dog.")]
+    records = [{"prompt": prompt, "response": response} for prompt, response in pairs]
+    options = {"sequence_length": 32, "verbose": 0}
+    assert model.evaluate(pairs, **options) == model.evaluate(records, **options)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "mse",
+        "categorical_crossentropy",
+        keras.losses.KLDivergence(),
+        "sparse_categorical_crossentropy",
+        keras.losses.SparseCategoricalCrossentropy(),
+    ],
+)
+def test_a_loss_that_text_cannot_have_is_named(loss):
+    model = kerora.from_preset("tiny_gemma", load_weights=False)
+    model.compile(optimizer="sgd", loss=loss)
+    name = loss if isinstance(loss, str) else type(loss).__name__
+    for method in (model.fit, model.evaluate):
+        with pytest.raises(ValueError, match=rf"TokenLoss.*Received: loss=.*{name}"):
+            method([SHORT] * 2, sequence_length=32, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        kerora.losses.TokenLoss(),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        lambda labels, logits: keras.ops.mean(logits),
+    ],
+)
+def test_losses_that_text_can_have(loss):
+    model = kerora.from_preset("tiny_gemma", load_weights=False)
+    model.compile(optimizer="sgd", loss=loss)
+    assert np.isfinite(model.evaluate([SHORT] * 2, sequence_length=32, verbose=0)[0])

@@ -34,8 +34,9 @@ def evaluate(
         from rich.console import Console
 
         from kerora.quiet import quiet
-        from kerora.recipe import EvaluationRecipe
+        from kerora.recipe import EvaluationRecipe, check_data_file
 
+        check_data_file(data)  # before the seconds that imports take
         with quiet():
             from kerora.cli.model import load
             from kerora.data import open_source
@@ -45,7 +46,7 @@ def evaluate(
             from kerora.training.fit_data import DataOptions, text_batches
 
         paths = data_paths(data)
-        open_source(paths)  # a wrong path is told before a model is loaded
+        open_source(paths)  # a damaged file is told before a model is loaded
         options = DataOptions(template=template, sequence_length=sequence_length)
         with quiet():
             model = load(source, adapter)

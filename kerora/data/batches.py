@@ -1,5 +1,6 @@
 """Batches for `fit`: deterministic, resumable, of one shape, ready ahead of the device."""
 
+import dataclasses
 import hashlib
 import json
 from typing import Any
@@ -8,6 +9,7 @@ import grain
 import numpy as np
 
 from kerora.data.errors import DataError
+from kerora.data.mixtures import MixedSource
 from kerora.data.packing import assemble
 from kerora.data.report import DataReport, add_up
 from kerora.data.windows import WindowLoader, WindowReader, split_rows
@@ -88,9 +90,15 @@ class Batches(grain.IterDataset):
     def split(self, fraction: float) -> tuple["Batches", "Batches"]:
         """Training batches, and validation batches of the last `fraction` of the rows.
 
+        Of a mixture it is the last part of each source.
+
         Raises:
             DataError: One of the two would be empty.
         """
+        if isinstance(self._reader.source, MixedSource):
+            train_rows, validation_rows = self._reader.source.split(fraction)
+            train = self._of_source(train_rows, self._shuffle)
+            return train, self._of_source(validation_rows, False)
         count = len(self._rows)
         first = self._rows.start + count - round(count * fraction)
         parts = range(self._rows.start, first), range(first, self._rows.stop)
@@ -110,6 +118,17 @@ class Batches(grain.IterDataset):
             for part, shuffle in zip(parts, (self._shuffle, False), strict=True)
         )
         return train, validation
+
+    def _of_source(self, source: MixedSource, shuffle: bool) -> "Batches":
+        if self._reader.row_weights is not None:
+            raise DataError("A mixture takes no sample_weight where rows are held out of it.")
+        return Batches(
+            dataclasses.replace(self._reader, source=source),
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            seed=self._seed,
+            epochs=self._epochs,
+        )
 
     def starting_at(self, state: dict[str, Any]) -> "Batches":
         """The same batches from a state of `state_at` on.
@@ -259,6 +278,8 @@ class Batches(grain.IterDataset):
             encoder.template,
             encoder.on_long_row,
         ]
+        if isinstance(self._reader.source, MixedSource):
+            settings.append(self._reader.source.settings)
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
     def _checked(self, state: dict[str, Any]) -> dict[str, Any]:

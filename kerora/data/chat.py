@@ -1,58 +1,27 @@
-"""Conversations as text: a model's own Jinja chat template, or a built-in one.
+"""Conversations as text: a Jinja chat template, a model's own say.
 
 Templates come with models, from strangers: they are rendered in Jinja's immutable sandbox, with
 the globals and filters that Hugging Face's `apply_chat_template` offers.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
+from kerora.data.chat_spans import assistant_spans
 from kerora.data.errors import DataError, RowProblem
 from kerora.data.formats import Message
-
-GEMMA = """\
-{{ bos_token }}{% set ns = namespace(system='') %}\
-{% for message in messages %}\
-{% if message['role'] == 'system' %}{% set ns.system = message['content'] | trim + '\n\n' %}\
-{% else %}\
-{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' }}\
-{% if message['role'] == 'user' %}{{ ns.system }}{% set ns.system = '' %}{% endif %}\
-{{ message['content'] | trim + '<end_of_turn>\n' }}\
-{% endif %}\
-{% endfor %}\
-{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
-
-CHATML = """\
-{% for message in messages %}\
-{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}\
-{% endfor %}\
-{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
-
-LLAMA3 = """\
-{{ bos_token }}\
-{% for message in messages %}\
-{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}\
-{{ message['content'] | trim + '<|eot_id|>' }}\
-{% endfor %}\
-{% if add_generation_prompt %}\
-{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
-
-PLAIN = """\
-{% for message in messages %}\
-{{ message['role'] | capitalize + ':\n' + message['content'] }}\
-{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}\
-{% endfor %}\
-{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"""
-
-_BUILT_IN = (("<start_of_turn>", GEMMA), ("<|im_start|>", CHATML), ("<|start_header_id|>", LLAMA3))
 
 # Stand for the borders of `{% generation %}` blocks while rendering: no text may hold them, for
 # they are Unicode noncharacters.
 _SPAN_START, _SPAN_END = "\ufdd0", "\ufdd1"
+_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+
+# A message's reasoning goes by several names; templates read the first, gpt-oss' the second.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
@@ -68,7 +37,7 @@ class ChatTemplate:
     Example:
 
     ```python
-    template = ChatTemplate(CHATML)
+    template = ChatTemplate(kerora.data.chat_templates.CHATML)
     template.render([Message("user", "Hi")], add_generation_prompt=True)
     # "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n"
     ```
@@ -79,7 +48,7 @@ class ChatTemplate:
 
         self.source = source
         self._special_tokens = dict(special_tokens or {})
-        self._marks_spans = "generation %}" in source or "generation -%}" in source
+        self._marks_spans = bool(_GENERATION.search(source))
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
@@ -96,16 +65,19 @@ class ChatTemplate:
             **variables: Further variables of the template, such as `tools`.
 
         Raises:
-            RowProblem: The template refuses the conversation.
+            RowProblem: The template refuses the conversation, or has no place for its tool calls.
         """
         marked = self._render(messages, add_generation_prompt, variables)
         return marked.replace(_SPAN_START, "").replace(_SPAN_END, "")
 
     def _render(self, messages: Sequence[Message], prompt: bool, variables: Mapping) -> str:
-        entries = [
-            {"role": message.role, "content": message.content, **(message.extra or {})}
-            for message in messages
-        ]
+        entries = [_entry(message) for message in messages]
+        if "tool_calls" not in self.source and any("tool_calls" in entry for entry in entries):
+            raise RowProblem(
+                "no place for tool calls",
+                "the chat template does not write them: leave such rows out, or set "
+                "model.chat_template to one that does",
+            )
         try:
             return self._template.render(
                 messages=entries,
@@ -115,7 +87,9 @@ class ChatTemplate:
         except Exception as error:  # a template can fail in any way a program can
             raise RowProblem("refused by the chat template", str(error)) from error
 
-    def render_with_spans(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    def render_with_spans(
+        self, messages: Sequence[Message], **variables: Any
+    ) -> tuple[str, list[tuple[int, int]]]:
         """The text, and the start and end of what the assistant writes in it.
 
         A turn starts where the generation prompt for it ends, so that training sees what
@@ -123,28 +97,27 @@ class ChatTemplate:
         blocks says so itself.
 
         Raises:
-            RowProblem: The template refuses the conversation, or renders its turns differently
-                when more of them follow, so that no part of the text is the assistant's alone.
+            RowProblem: The template refuses the conversation, or where a turn starts or ends in
+                its text cannot be said for certain.
         """
         if self._marks_spans:
-            return _split_marks(self._render(messages, False, {}))
-        text = self.render(messages)
-        spans = []
-        for index, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            prompt = self.render(messages[:index], add_generation_prompt=True)
-            upto = self.render(messages[: index + 1])
-            if not (upto.startswith(prompt) and text.startswith(upto.rstrip())):
-                raise RowProblem(
-                    "inconsistent chat template",
-                    f"the text before turn {index + 1} changes when the turns after it are added; "
-                    "pass a chat_template that does not, or one with {% generation %} blocks",
-                )
-            # The line break after the mark that ends a turn starts the next one.
-            end = len(upto.rstrip()) if upto.rstrip().endswith((">", "]")) else len(upto)
-            spans.append((len(prompt), max(len(prompt), end)))
-        return text, spans
+            return _split_marks(self._render(messages, False, variables))
+
+        def render(turns: Sequence[Message], add_generation_prompt: bool = False) -> str:
+            return self.render(turns, add_generation_prompt=add_generation_prompt, **variables)
+
+        return assistant_spans(render, messages)
+
+
+def _entry(message: Message) -> dict[str, Any]:
+    """A message as templates see it: what it does not say is missing, not None."""
+    entry: dict[str, Any] = {"role": message.role, **(message.extra or {})}
+    if message.content is not None:
+        entry["content"] = message.content
+    reasoning = next((entry[name] for name in _REASONING if name in entry), None)
+    if reasoning is not None:
+        entry = {"thinking": reasoning, **entry, "reasoning_content": reasoning}
+    return entry
 
 
 def _split_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
@@ -193,32 +166,3 @@ def _raise(message: str) -> None:
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any):
     # Jinja's own filter escapes HTML, which no chat template means.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def built_in_chat_template(has_token: Any) -> str:
-    """The template whose marks the tokenizer knows; a readable plain one if it knows none.
-
-    Args:
-        has_token: Says whether a text is one token of the vocabulary.
-    """
-    return next((source for mark, source in _BUILT_IN if has_token(mark)), PLAIN)
-
-
-def read_chat_template(folder: str | Path) -> str | None:
-    """The chat template in a Hugging Face folder; None where it has none.
-
-    Reads `chat_template.jinja`, else `chat_template` of `tokenizer_config.json` (of several, the
-    one called "default").
-    """
-    folder = Path(folder)
-    own = folder / "chat_template.jinja"
-    if own.is_file():
-        return own.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return None
-    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default")
-    return template

@@ -1,15 +1,22 @@
 """One row of data to token ids and loss weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from kerora.data.chat import ChatTemplate, built_in_chat_template
+from kerora.data.chat import ChatTemplate
+from kerora.data.chat_templates import built_in_chat_template
 from kerora.data.errors import DataError, LongRow, RowProblem
-from kerora.data.formats import Example, Message, read_example, read_messages
-from kerora.data.templates import Template, as_conversation, example_reader, segments
+from kerora.data.formats import Example, Message, read_example
+from kerora.data.templates import (
+    Segment,
+    Template,
+    as_conversation,
+    example_reader,
+    segments,
+)
 from kerora.data.tokenization import TextTokenizer
 
 TrainOn = Literal["response", "all"]
@@ -96,7 +103,7 @@ class Encoder:
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer: the end token and the marks that end a turn."""
-        marks = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>")
+        marks = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>")
         ids = [self._text.end_token_id, *(self._text.mark_id(mark) for mark in marks)]
         return tuple(dict.fromkeys(index for index in ids if index is not None))
 
@@ -125,18 +132,24 @@ class Encoder:
         prompt_ids = iter(self._text.texts(prompts))
         text_ids = iter(self._text.texts(texts))
         answer_ids = iter(self._text.continuations(answers))
+        chats = [e for e in examples if isinstance(e, Example) and e.messages]
+        conversations = iter(self._conversations(chats))
         results: list[Any] = []
         for example, weight in zip(examples, weights, strict=True):
             try:
                 if isinstance(example, RowProblem):
                     raise example
-                if example.messages:
-                    parts = self._conversation(example)
+                closed, conversation = False, bool(example.messages)
+                if conversation:
+                    found = next(conversations)
+                    if isinstance(found, RowProblem):
+                        raise found
+                    parts, closed = found
                 elif example.prompt:
                     parts = [(next(prompt_ids), False), (next(answer_ids), True)]
                 else:
                     parts = [(next(text_ids), True)]
-                results.append(self._join(parts, float(weight), bool(example.messages)))
+                results.append(self._join(parts, float(weight), conversation, closed))
             except RowProblem as problem:
                 results.append(problem)
         return results
@@ -147,15 +160,38 @@ class Encoder:
         except RowProblem as problem:
             return problem
 
-    def _conversation(self, example: Example) -> list[tuple[Sequence[int], bool]]:
-        parts: list[tuple[Sequence[int], bool]] = []
-        for piece in segments(example, self._chat):
-            ids = self._text.marked_text(piece.text, first=not parts)
-            parts.append((ids, piece.supervised))
-        return parts
+    def _conversations(self, examples: list[Example]) -> list[Any]:
+        """For each the tokens of its segments and whether they are learned, and whether a mark of
+        its own closes its last turn; or the `RowProblem` that it has."""
+        rendered: list[list[Segment] | RowProblem] = []
+        for example in examples:
+            try:
+                rendered.append(segments(example, self._chat))
+            except RowProblem as problem:
+                rendered.append(problem)
+        texts = [
+            (piece.text, number == 0)
+            for pieces in rendered
+            if not isinstance(pieces, RowProblem)
+            for number, piece in enumerate(pieces)
+        ]
+        ids = iter(self._text.marked_texts(texts))
+        results: list[Any] = []
+        for pieces in rendered:
+            if isinstance(pieces, RowProblem):
+                results.append(pieces)
+                continue
+            parts = [(next(ids), piece.supervised) for piece in pieces]
+            end = "".join(piece.text for piece in pieces[-2:])
+            results.append((parts, self._text.ends_with_mark(end)))
+        return results
 
     def _join(
-        self, parts: list[tuple[Sequence[int], bool]], weight: float, conversation: bool
+        self,
+        parts: list[tuple[Sequence[int], bool]],
+        weight: float,
+        conversation: bool,
+        closed: bool,
     ) -> Encoded:
         ids: list[int] = []
         learned: list[bool] = []
@@ -163,12 +199,10 @@ class Encoder:
             ids += piece
             learned += [supervised or self.train_on == "all"] * len(piece)
         start, end = self._text.start_token_id, self._text.end_token_id
-        # A chat template may write the start token itself: it is not doubled.
-        if self.add_start_token and start is not None and not (conversation and ids[:1] == [start]):
+        if start is not None and self._starts(ids, conversation):
             ids.insert(0, start)
             learned.insert(0, False)
-        ends = conversation and self._ends_turn(ids)
-        if self.add_end_token and end is not None and not ends:
+        if self.add_end_token and end is not None and not closed:
             ids.append(end)
             learned.append(True)
         truncated = len(ids) > self.sequence_length
@@ -180,9 +214,11 @@ class Encoder:
         weights = np.asarray(learned, np.float32) * np.float32(weight)
         return Encoded(np.asarray(ids, np.int32), weights, truncated)
 
-    def _ends_turn(self, ids: list[int]) -> bool:
-        """Whether a conversation's text closes its last turn with a mark of its own."""
-        return bool(set(ids[-3:]) & set(self.stop_token_ids))
+    def _starts(self, ids: list[int], conversation: bool) -> bool:
+        """Whether a start token belongs in front. A model's own template writes it, or means none;
+        in a built-in one it is not doubled."""
+        own = self.chat_template is not None or ids[:1] == [self._text.start_token_id]
+        return self.add_start_token and not (conversation and own)
 
     def _shorten(self, ids: list[int], learned: list[bool]) -> tuple[list[int], list[bool]]:
         size = self.sequence_length
@@ -200,7 +236,7 @@ class Encoder:
         """
         example = self._read(row)
         answers = [turn.content for turn in example.messages if turn.role == "assistant"]
-        return answers[-1] if answers else example.response
+        return (answers[-1] or "") if answers else example.response
 
     def encode_prompt(self, prompt: Any) -> np.ndarray:
         """The tokens that generation starts from, equal to those that training saw.
@@ -217,11 +253,11 @@ class Encoder:
         """
         text, conversation = self._prompt_text(prompt)
         if conversation:
-            ids = self._text.marked_text(text, first=True)
+            ids = self._text.marked_texts([(text, True)])[0]
         else:
             ids = list(self._text.texts([text])[0]) if text else []
         start = self._text.start_token_id
-        if self.add_start_token and start is not None and not (conversation and ids[:1] == [start]):
+        if start is not None and self._starts(ids, conversation):
             ids.insert(0, start)
         return np.asarray(ids, np.int32)
 
@@ -234,9 +270,7 @@ class Encoder:
             if self.template != "chat":
                 return prompt, False
             example = Example(messages=(Message("user", prompt),))
-        elif isinstance(prompt, Sequence):
-            example = Example(messages=read_messages(prompt, answered=False))
-        elif self.template not in (None, "chat"):
+        elif self.template not in (None, "chat") and isinstance(prompt, Mapping):
             return Template(str(self.template)).prompt(prompt), False
         else:
             example = read_example(prompt, answered=False)
@@ -247,7 +281,8 @@ class Encoder:
         turns = list(example.messages)
         while turns and turns[-1].role == "assistant":
             turns.pop()
-        return self._chat.render(turns, add_generation_prompt=True), True
+        tools = list(example.tools) or None
+        return self._chat.render(turns, add_generation_prompt=True, tools=tools), True
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

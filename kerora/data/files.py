@@ -1,12 +1,15 @@
-"""Rows of .jsonl, .json, .csv, .parquet and .txt files, read one at a time by index.
+"""Rows of .jsonl, .json, .csv and .txt files, read one at a time by index.
 
 Only byte offsets are held for the line-based formats (8 bytes a row), so a file of a million rows
-costs a few megabytes. A file with a byte-order mark is read without it.
+costs a few megabytes. A file with a byte-order mark is read without it. A compressed file is
+unpacked once, into a temporary file that goes with its reader.
 """
 
 import csv
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from kerora.data.errors import DataError, RowProblem
+from kerora.data.tables import ArrowFile, ParquetFile
 
 _CHUNK_BYTES = 1 << 22
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -48,10 +52,11 @@ class LineFile:
     Args:
         path: The file.
         parse: Turns the text of a line into a row.
+        name: What to call it in messages.
     """
 
-    def __init__(self, path: Path, parse: Callable[[str], Any]):
-        self._path = path
+    def __init__(self, path: Path, parse: Callable[[str], Any], name: Path):
+        self._name = name
         self._parse = parse
         self._starts, self._numbers = _index_lines(path)
         self._file = open(path, "rb")  # noqa: SIM115 - read from for as long as the source lives
@@ -67,7 +72,7 @@ class LineFile:
 
     def where(self, index: int) -> str:
         number = index + 1 if self._numbers is None else int(self._numbers[index])
-        return f"{self._path}:{number}"
+        return f"{self._name}:{number}"
 
 
 def _index_lines(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -98,8 +103,8 @@ def _index_lines(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 class CsvFile:
     """The records of a .csv file with a header line, as dicts, by index."""
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, name: Path):
+        self._name = name
         starts, numbers = [], []
         with open(path, "rb") as file:
             lines = _CountedLines(file)
@@ -115,7 +120,7 @@ class CsvFile:
                     numbers.append(number + 1)
             end = lines.position
         if header is None:
-            raise DataError(f"{path} is empty: a .csv file starts with a line of field names.")
+            raise DataError(f"{name} is empty: a .csv file starts with a line of field names.")
         self._header = [name.strip() for name in header]
         self._starts = np.asarray([*starts, end], np.int64)
         self._numbers = np.asarray(numbers, np.int32)
@@ -136,7 +141,7 @@ class CsvFile:
         return dict(zip(self._header, record, strict=True))
 
     def where(self, index: int) -> str:
-        return f"{self._path}:{self._numbers[index]}"
+        return f"{self._name}:{self._numbers[index]}"
 
 
 class _CountedLines:
@@ -165,18 +170,18 @@ class _CountedLines:
 class JsonFile:
     """The rows of a .json file: a list, an object of columns, or one object with one list."""
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, name: Path):
+        self._name = name
         try:
             value = parse_json(decode(path.read_bytes().removeprefix(_BYTE_ORDER_MARK)))
         except RowProblem as problem:
             advice = "A file of one JSON value per line is named .jsonl."
-            raise DataError(f"{problem.at(str(path))}. {advice}") from None
+            raise DataError(f"{problem.at(str(name))}. {advice}") from None
         if isinstance(value, dict):
-            value = _rows_of_object(path, value)
+            value = _rows_of_object(name, value)
         if not isinstance(value, list):
             raise DataError(
-                f"{path} should hold a list of rows or an object of columns. "
+                f"{name} should hold a list of rows or an object of columns. "
                 f"Received: {type(value).__name__}"
             )
         self._rows = value
@@ -188,83 +193,72 @@ class JsonFile:
         return self._rows[index]
 
     def where(self, index: int) -> str:
-        return f"{self._path}, row {index + 1}"
+        return f"{self._name}, row {index + 1}"
 
 
-def _rows_of_object(path: Path, value: dict[str, Any]) -> list[Any]:
-    lists = {name: column for name, column in value.items() if isinstance(column, list)}
+def _rows_of_object(name: Path, value: dict[str, Any]) -> list[Any]:
+    lists = {key: column for key, column in value.items() if isinstance(column, list)}
     if len(lists) == 1 and all(isinstance(row, dict) for row in next(iter(lists.values()))):
         return next(iter(lists.values()))
     if len(lists) != len(value) or len({len(column) for column in lists.values()}) != 1:
         raise DataError(
-            f"{path} holds an object that is neither columns of equal length nor one list of "
+            f"{name} holds an object that is neither columns of equal length nor one list of "
             f"rows. Received the keys {sorted(value)[:10]}"
         )
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
-class ParquetFile:
-    """The rows of a .parquet file, by index, with one decoded row group in memory.
-
-    Rows that are asked for in file order decode each group once.
-    """
-
-    def __init__(self, path: Path):
-        import pyarrow.parquet
-
-        self._path = path
-        try:
-            self._file = pyarrow.parquet.ParquetFile(path, memory_map=True)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{path} is no readable Parquet file: {error}") from error
-        metadata = self._file.metadata
-        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self._ends = np.cumsum(sizes, dtype=np.int64)
-        self._group = -1
-        self._table: Any = None
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        if group != self._group:
-            self._table = self._file.read_row_group(group)
-            self._group = group
-        first = int(self._ends[group - 1]) if group else 0
-        return self._table.slice(index - first, 1).to_pylist()[0]
-
-    def where(self, index: int) -> str:
-        return f"{self._path}, row {index + 1}"
-
-
-_READERS: dict[str, Callable[[Path], Any]] = {
-    ".jsonl": lambda path: LineFile(path, parse_json),
-    ".json": lambda path: JsonFile(path),
-    ".csv": lambda path: CsvFile(path),
-    ".parquet": lambda path: ParquetFile(path),
-    ".txt": lambda path: LineFile(path, str),
+_TEXT_READERS: dict[str, Callable[[Path, Path], Any]] = {
+    ".jsonl": lambda path, name: LineFile(path, parse_json, name),
+    ".json": JsonFile,
+    ".csv": CsvFile,
+    ".txt": lambda path, name: LineFile(path, str, name),
 }
+_TABLE_READERS: dict[str, Callable[[Path], Any]] = {".parquet": ParquetFile, ".arrow": ArrowFile}
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
-FILE_SUFFIXES = tuple(_READERS)
+FILE_SUFFIXES = (
+    *_TEXT_READERS,
+    *_TABLE_READERS,
+    *(text + packed for text in _TEXT_READERS for packed in _COMPRESSIONS),
+)
 
 
 def open_file(path: Path) -> Any:
     """Opens one data file by its suffix.
 
     `.txt` gives one row per line, `.jsonl` one JSON value per line; `.csv` starts with a line of
-    field names.
+    field names. Each of them and `.json` may be compressed: `.jsonl.gz`, `.jsonl.zst`.
 
     Raises:
         DataError: The suffix is unknown, or the file is not what it says.
     """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(
-            f"Cannot read {path}: data files end in {', '.join(FILE_SUFFIXES)}. "
-            f"Received the suffix {path.suffix!r}."
-        )
+    compression = _COMPRESSIONS.get(path.suffix.lower())
+    suffix = Path(path.stem if compression else path).suffix.lower()
     try:
-        return reader(path)
+        if suffix in _TABLE_READERS and not compression:
+            return _TABLE_READERS[suffix](path)
+        if suffix in _TEXT_READERS:
+            read = _TEXT_READERS[suffix]
+            return _unpacked(path, compression, read) if compression else read(path, path)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error}") from error
+    raise DataError(
+        f"Cannot read {path}: data files end in {', '.join([*_TEXT_READERS, *_TABLE_READERS])}; "
+        f"the first {len(_TEXT_READERS)} may be compressed (.jsonl.gz, .jsonl.zst). "
+        f"Received the suffix {path.suffix!r}."
+    )
+
+
+def _unpacked(path: Path, compression: str, read: Callable[[Path, Path], Any]) -> Any:
+    """Opens a compressed file; readers hold what they opened, so that it can be deleted at once."""
+    import pyarrow
+
+    with tempfile.NamedTemporaryFile(prefix="kerora-") as unpacked:
+        try:
+            with pyarrow.input_stream(str(path), compression=compression) as stream:
+                shutil.copyfileobj(stream, unpacked, _CHUNK_BYTES)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(f"{path} cannot be unpacked as {compression}: {error}") from error
+        unpacked.flush()
+        return read(Path(unpacked.name), path)

@@ -2,13 +2,17 @@
 
 | recognised fields | becomes |
 |---|---|
-| `messages`, `conversations` | a conversation |
+| `messages`, `conversations`, perhaps `tools` | a conversation |
 | `instruction`, perhaps `context` or `input`, `response` or `output` | the instruction template |
 | `question` or `query`, and `answer` or `response` | the question template |
 | `prompt(s)` or `input`, `response(s)`, `completion(s)` or `output` | both, joined as they are |
 | `text` | plain text |
+
+A row of two texts is a prompt and its response.
 """
 
+import difflib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +22,16 @@ from kerora.data.errors import RowProblem
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation. `extra` holds what else the row says, such as tool calls."""
+    """One turn of a conversation.
+
+    Args:
+        role: `"user"`, `"assistant"` and so on.
+        content: Its text; None where it has none, as a turn of tool calls alone.
+        extra: What else the row says, such as tool calls.
+    """
 
     role: str
-    content: str
+    content: str | None
     extra: Mapping[str, Any] | None = None
 
 
@@ -29,13 +39,14 @@ class Message:
 class Example:
     """What one row asks the model to learn.
 
-    Either a conversation (`messages`), or a `prompt` and its `response`; a `prompt` of None says
-    that `response` is plain text.
+    Either a conversation (`messages`, and the `tools` that it may call), or a `prompt` and its
+    `response`; a `prompt` of None says that `response` is plain text.
     """
 
     prompt: str | None = None
     response: str = ""
     messages: tuple[Message, ...] = ()
+    tools: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,14 +102,17 @@ FORMATS = (
 )
 
 _MESSAGE_FIELDS = ("messages", "conversations", "conversation")
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 _ROLE_NAMES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+_ROLE_NAMES["observation"] = "tool"
 
 
 def read_example(row: Any, *, answered: bool = True) -> Example:
     """Understands one row by its field names.
 
     Args:
-        row: A string, a dict, or a list of messages.
+        row: A string, a pair of strings (a prompt and its response), a dict, or a list of
+            messages.
         answered: Whether a row without its response is a problem; for generation it is none.
 
     Returns:
@@ -112,13 +126,16 @@ def read_example(row: Any, *, answered: bool = True) -> Example:
         return Example(response=_filled(row, "text"))
     if isinstance(row, bytes):
         raise RowProblem("wrong encoding", "bytes that are not UTF-8")
+    if isinstance(row, Sequence) and any(isinstance(entry, str) for entry in row):
+        return _read_pair(row, answered)
     if isinstance(row, Sequence):
         return Example(messages=read_messages(row, answered=answered))
     if not isinstance(row, Mapping):
         raise RowProblem("not a record", f"expected fields, received {type(row).__name__}")
     for name in _MESSAGE_FIELDS:
         if name in row:
-            return Example(messages=read_messages(row[name], answered=answered))
+            messages = read_messages(row[name], answered=answered)
+            return Example(messages=messages, tools=_read_tools(row.get("tools")))
     for form in FORMATS:
         asks, answers = _first(row, form.prompt), _first(row, form.response)
         if asks is None or (answered and answers is None and form is FORMATS[-1]):
@@ -129,6 +146,17 @@ def read_example(row: Any, *, answered: bool = True) -> Example:
     if "text" in row:
         return Example(response=field_text(row, "text"))
     raise RowProblem("unknown fields", f"found {sorted(map(str, row))}; {known_fields()}")
+
+
+def _read_pair(row: Sequence[Any], answered: bool) -> Example:
+    if len(row) != 2 or not all(isinstance(entry, str) for entry in row):
+        raise RowProblem(
+            "not a record",
+            "a row of several values is (prompt, response), two texts, or a list of messages "
+            f'{{"role", "content"}}; received {len(row)} values: {str(row)[:60]}',
+        )
+    prompt, response = _filled(row[0], "prompt"), row[1]
+    return Example(prompt, _filled(response, "response", "empty response") if answered else "")
 
 
 def _prompt_and_response(
@@ -200,7 +228,7 @@ def read_messages(value: Any, *, answered: bool = True) -> tuple[Message, ...]:
         return messages
     if not answers:
         raise RowProblem("missing field", "no message has the role 'assistant'")
-    if not any(message.content.strip() or message.extra for message in answers):
+    if not any((message.content or "").strip() or message.extra for message in answers):
         raise RowProblem("empty response", "every assistant message is empty")
     return messages
 
@@ -210,10 +238,11 @@ def _read_message(entry: Any) -> Message:
         raise RowProblem("not a conversation", f"a message is a {type(entry).__name__}")
     role_name = _first(entry, ("role", "from"))
     text_name = _first(entry, ("content", "value"))
-    if role_name is None or text_name is None:
+    wordless = text_name is None or entry[text_name] is None
+    if role_name is None or (wordless and not entry.get("tool_calls")):
         raise RowProblem("missing field", f"a message holds {sorted(map(str, entry))}")
-    role = str(entry[role_name])
-    content = entry[text_name]
+    role = _role(entry[role_name])
+    content = None if text_name is None else entry[text_name]
     if isinstance(content, list):  # the parts of a multimodal message; only text can be used
         if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
             raise RowProblem("not text", "a message holds parts that are not text")
@@ -223,5 +252,28 @@ def _read_message(entry: Any) -> Message:
         for name, value in entry.items()
         if name not in (role_name, text_name) and value is not None
     }
-    text = field_text({text_name: content}, text_name, empty=True)
-    return Message(_ROLE_NAMES.get(role, role), text, extra or None)
+    text = None if wordless else field_text({"content": content}, "content", empty=True)
+    return Message(role, text, extra or None)
+
+
+def _read_tools(value: Any) -> tuple[Any, ...]:
+    """Tool definitions; as text too, for tables hold no lists of unlike records."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "[]")
+        except json.JSONDecodeError as error:
+            raise RowProblem("not JSON", f"'tools': {error}") from error
+    if value is not None and not isinstance(value, Sequence):
+        raise RowProblem("not a list", f"'tools' holds a {type(value).__name__}")
+    return tuple(value or ())
+
+
+def _role(name: Any) -> str:
+    """The role as templates call it. A misspelt one would be learned from, or never."""
+    role = _ROLE_NAMES.get(str(name), str(name))
+    if role in _ROLES:
+        return role
+    known = ", ".join([*_ROLES, *_ROLE_NAMES])
+    near = difflib.get_close_matches(str(name).lower(), [*_ROLES, *_ROLE_NAMES], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise RowProblem("unknown role", f"received {name!r}; known are {known}{hint}")

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from kerora.data.errors import DataError
+from kerora.data.mixtures import MixedSource
+from kerora.data.sources import is_mixture
+
 
 def is_token_data(data: Any) -> bool:
     """Whether `data` holds numbers (token ids), so that `fit` takes it untouched.
@@ -19,6 +23,8 @@ def is_token_data(data: Any) -> bool:
     is_token_data(["Hello."])  # False
     ```
     """
+    if isinstance(data, MixedSource) or is_mixture(data):
+        return False
     names = {f"{parent.__module__}.{parent.__name__}" for parent in type(data).__mro__}
     if any(name.startswith("keras.") and name.endswith(".PyDataset") for name in names):
         return True
@@ -29,6 +35,37 @@ def is_token_data(data: Any) -> bool:
     if any(name.startswith("grain.") for name in names):
         return _holds_numbers(next(iter(data), None))
     return _holds_numbers(data)
+
+
+def check_token_data(data: Any, *, tokenizer: bool) -> None:
+    """Refuses numbers that Keras could make nothing of; see `is_token_data`.
+
+    Args:
+        data: What `is_token_data` is true of.
+        tokenizer: Whether the model has a preprocessor, which wants text.
+
+    Raises:
+        DataError: The numbers are no arrays, or the model tokenises text itself.
+    """
+    rows = "a list of strings, of (prompt, response) pairs, of dicts, or of conversations"
+    tokens = "a dict of arrays {'token_ids', 'padding_mask'} with labels as `y`"
+    if isinstance(data, int | float | list | tuple) and not _has_arrays(data):
+        raise DataError(
+            f"Numbers are no rows of text. Expected text ({rows}), or tokens ({tokens}; set "
+            f"`model.preprocessor = None` first). Received: {str(data)[:100]}"
+        )
+    if tokenizer:
+        raise DataError(
+            f"This model tokenises text itself. Expected text ({rows}). To train on tokens set "
+            f"`model.preprocessor = None` and pass {tokens}. Received: {type(data).__name__}"
+        )
+
+
+def _has_arrays(value: Any) -> bool:
+    if isinstance(value, list | tuple | Mapping):
+        entries = value.values() if isinstance(value, Mapping) else value
+        return any(_has_arrays(entry) for entry in entries)
+    return hasattr(value, "dtype")
 
 
 def _holds_numbers(value: Any) -> bool:

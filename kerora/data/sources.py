@@ -10,6 +10,7 @@ import numpy as np
 
 from kerora.data.errors import DataError
 from kerora.data.files import FILE_SUFFIXES, open_file
+from kerora.data.mixtures import MixedSource
 from kerora.data.streams import as_stream, spool
 
 
@@ -110,10 +111,12 @@ def open_source(data: Any) -> Source:
     Args:
         data: A list of strings, of dicts or of conversations (each a list of
             `{"role", "content"}`); one dict of columns; a path or glob (or a list of them) to
-            `.jsonl`, `.json`, `.csv`, `.parquet` or `.txt` files; `"tfds:NAME/SPLIT"`; a Hugging
-            Face `Dataset`, `DatasetDict` (its `"train"`) or `IterableDataset`; a pandas
-            `DataFrame`; a `tf.data.Dataset`, Grain data set, or any finite iterable of strings or
-            dicts. What has no index is written to a temporary file once.
+            `.jsonl`, `.json`, `.csv` or `.txt` files (as they are, or with `.gz` or `.zst` after
+            it), `.parquet` or `.arrow` files; `"tfds:NAME/SPLIT"`; a dict of such names with the
+            weight of each, or what `mix` gives; a Hugging Face `Dataset`, `DatasetDict` (its
+            `"train"`) or `IterableDataset`; a pandas `DataFrame`; a `tf.data.Dataset`, Grain data
+            set, or any finite iterable of strings or dicts. What has no index is written to a
+            temporary file once.
 
     Raises:
         DataError: The data is of no known kind, is empty, or names no file.
@@ -132,7 +135,42 @@ def open_source(data: Any) -> Source:
     return source
 
 
+def mix(sources: Sequence[Any], weights: Sequence[float]) -> MixedSource:
+    """Mixes data sets by weight; `{name: weight}` does so for files and other names.
+
+    Args:
+        sources: Each of a kind that `open_source` reads.
+        weights: The share of each in the rows of an epoch, relative to the others; see
+            `MixedSource`.
+
+    Raises:
+        DataError: A source cannot be read, or the weights are not one positive number per source.
+
+    Example:
+
+    ```python
+    model.fit(kerora.data.mix([dataset, "mine.jsonl"], weights=[3, 1]))
+    model.fit({"dolly.jsonl": 3, "mine.jsonl": 1})
+    ```
+    """
+    return MixedSource([open_source(source) for source in sources], weights)
+
+
+def is_mixture(data: Any) -> bool:
+    """Whether data is a mixture of named sources: a dict of names and their weights."""
+    return (
+        isinstance(data, Mapping)
+        and bool(data)
+        and all(isinstance(name, str) for name in data)
+        and all(type(weight) in (int, float) for weight in data.values())
+    )
+
+
 def _open(data: Any) -> Source:
+    if isinstance(data, MixedSource):
+        return data
+    if is_mixture(data):
+        return mix(list(data), list(data.values()))
     if isinstance(data, str | os.PathLike):
         return _open_name(data)
     if isinstance(data, Mapping):

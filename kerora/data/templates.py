@@ -103,7 +103,8 @@ def as_conversation(example: Example) -> Example:
 def segments(example: Example, chat_template: ChatTemplate) -> list[Segment]:
     """The text of an example in order, cut where supervision starts and ends."""
     if example.messages:
-        text, spans = chat_template.render_with_spans(example.messages)
+        tools = list(example.tools) or None
+        text, spans = chat_template.render_with_spans(example.messages, tools=tools)
         return _cut(text, spans)
     if example.prompt is None:
         return [Segment(example.response, True)]

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 
 # What the marks of chat templates look like. Only those in the vocabulary count.
-_MARK = re.compile(r"<\|[^<>|\s]{1,48}\|>|</?[a-zA-Z_]{1,32}>|\[/?[A-Z_]{2,32}\]")
+_MARK = re.compile(
+    r"<[|\uff5c][^<>|\uff5c\s]{1,48}[|\uff5c]>|</?[a-zA-Z_][a-zA-Z_0-9]{0,31}>"
+    r"|\[/?[A-Z_]{2,32}\]"
+)
 
 
 def _batch_tokenizer(tokenizer: Any) -> Callable[[list[str]], Sequence[Sequence[int]]]:
@@ -58,6 +61,13 @@ class TextTokenizer:
             self._marks[text] = self._look_up(text)
         return self._marks[text]
 
+    def ends_with_mark(self, text: str) -> bool:
+        """Whether the last word of a text is a special token."""
+        words = text.split()
+        found = list(_MARK.finditer(words[-1])) if words else []
+        last = bool(found) and found[-1].end() == len(words[-1])
+        return last and self.mark_id(found[-1].group()) is not None
+
     def _look_up(self, text: str) -> int | None:
         try:
             index = int(self._tokenizer.token_to_id(text))
@@ -81,28 +91,42 @@ class TextTokenizer:
             results.append(ids[size:] if anchored else self._encode([text])[0])
         return results
 
-    def marked_text(self, text: str, *, first: bool) -> list[int]:
-        """Ids of text in which marks such as `<start_of_turn>` are their single special tokens.
+    def marked_texts(self, texts: list[tuple[str, bool]]) -> list[list[int]]:
+        """Ids of texts in which marks such as `<start_of_turn>` are their single special tokens.
 
         Args:
-            text: A rendered chat, or a part of one.
-            first: Whether nothing stands before it.
+            texts: Rendered chats, or parts of one, and whether nothing stands before each.
         """
-        ids: list[int] = []
+        cut = [self._cut(text, first) for text, first in texts]
+        pieces = [piece for one in cut for piece in one if isinstance(piece, tuple)]
+        whole = iter(self.texts([text for text, first in pieces if first]))
+        others = iter(self.continuations([text for text, first in pieces if not first]))
+        results = []
+        for one in cut:
+            ids: list[int] = []
+            for piece in one:
+                if isinstance(piece, tuple):
+                    ids += next(whole if piece[1] else others)
+                else:
+                    ids.append(piece)
+            results.append(ids)
+        return results
+
+    def _cut(self, text: str, first: bool) -> list[int | tuple[str, bool]]:
+        """The marks of a text, and what stands between them with whether it is the beginning."""
+        pieces: list[int | tuple[str, bool]] = []
         position = 0
         for match in _MARK.finditer(text):
             mark = self.mark_id(match.group())
             if mark is None:
                 continue
-            ids += self._between(text[position : match.start()], first and not ids)
-            ids.append(mark)
+            if match.start() > position:
+                pieces.append((text[position : match.start()], first and not pieces))
+            pieces.append(mark)
             position = match.end()
-        return ids + self._between(text[position:], first and not ids)
-
-    def _between(self, text: str, first: bool) -> list[int]:
-        if not text:
-            return []
-        return list(self.texts([text])[0] if first else self.continuations([text])[0])
+        if position < len(text):
+            pieces.append((text[position:], first and not pieces))
+        return pieces
 
 
 def _id(tokenizer: Any, name: str) -> int | None:

@@ -8,6 +8,51 @@ import keras
 from keras import ops
 
 
+def check_text_loss(loss: Any) -> None:
+    """Refuses a loss that cannot be had from token ids and the logits of a vocabulary.
+
+    Args:
+        loss: What `compile` was given: a name, a function or a `keras.losses.Loss`.
+
+    Raises:
+        ValueError: It wants predictions of the labels' shape, or probabilities in place of logits.
+
+    Example:
+    ```python
+    check_text_loss("mse")  # ValueError: The loss 'mse' cannot be computed on text ...
+    ```
+    """
+    received = type(loss).__name__ if isinstance(loss, keras.losses.Loss) else repr(loss)
+    possible = (
+        "Possible are kerora.losses.TokenLoss (the default of `compile`), "
+        "keras.losses.SparseCategoricalCrossentropy(from_logits=True), and a function of labels "
+        f"(batch, length) and logits (batch, length, vocabulary). Received: loss={received}"
+    )
+    function = keras.losses.get(loss) if isinstance(loss, str) else loss
+    if not _is_keras_own(function):
+        return
+    is_sparse = isinstance(function, keras.losses.SparseCategoricalCrossentropy)
+    if is_sparse and function.get_config()["from_logits"]:
+        return
+    if is_sparse or function is keras.losses.sparse_categorical_crossentropy:
+        raise ValueError(
+            f"This loss takes probabilities, and the model's outputs are logits. {possible}"
+        )
+    try:
+        # No two sizes alike, so that no shape fits by chance.
+        function(ops.zeros((2, 3), "int32"), ops.zeros((2, 3, 5)))
+    except Exception as error:  # each loss fails in a way of its own
+        raise ValueError(
+            f"This loss cannot be computed from token ids as labels. {possible}"
+        ) from error
+
+
+def _is_keras_own(loss: Any) -> bool:
+    """Whether Keras defines it: what users write is theirs to judge."""
+    home = loss.__module__ if hasattr(loss, "__name__") else type(loss).__module__
+    return home.split(".")[0] == "keras"
+
+
 @keras.saving.register_keras_serializable("kerora")
 class TokenLoss(keras.losses.Loss):
     """Cross-entropy of the next token, with label smoothing and z-loss.

@@ -96,7 +96,7 @@ def test_inspect_tells_what_an_adapter_holds(command_line, whole_run):
         (("generate", "tiny_gemma"), "give --prompt, or --chat"),
         (("generate", "tiny_gema", "-p", "x"), "Did you mean 'tiny_gemma'?"),
         (("generate", "tiny_gemma", "-p", '{"foo": 1}'), "--prompt: unknown fields (found ['foo']"),
-        (("evaluate", "tiny_gemma", "nowhere.jsonl"), "No data found"),
+        (("evaluate", "tiny_gemma", "nowhere.jsonl"), "no such file: 'nowhere.jsonl'"),
         (("inspect", "nowhere"), "nowhere"),
         (("merge", "nowhere", "--adapter", "a", "--out", "b"), "a folder on this machine"),
     ],

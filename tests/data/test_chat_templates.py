@@ -2,14 +2,15 @@ import json
 
 import pytest
 
-from kerora.data.chat import (
+from kerora.data.chat import ChatTemplate
+from kerora.data.chat_files import read_chat_template
+from kerora.data.chat_templates import (
     CHATML,
     GEMMA,
     LLAMA3,
     PLAIN,
-    ChatTemplate,
+    QWEN,
     built_in_chat_template,
-    read_chat_template,
 )
 from kerora.data.errors import DataError, RowProblem
 from kerora.data.formats import Message
@@ -29,6 +30,7 @@ TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": ""}
     [
         (GEMMA, ["Hello.<end_of_turn>", "See you.<end_of_turn>"]),
         (CHATML, ["Hello.<|im_end|>", "See you.<|im_end|>"]),
+        (QWEN, ["Hello.<|im_end|>", "See you.<|im_end|>"]),
         (LLAMA3, ["Hello.<|eot_id|>", "See you.<|eot_id|>"]),
         (PLAIN, ["Hello.<eos>", "See you.<eos>"]),
     ],
@@ -61,11 +63,16 @@ def test_built_in_templates_are_written_as_the_models_write_them():
 
 
 @pytest.mark.parametrize(
-    ("mark", "source"),
-    [("<start_of_turn>", GEMMA), ("<|im_start|>", CHATML), ("<|start_header_id|>", LLAMA3)],
+    ("marks", "source"),
+    [
+        ({"<start_of_turn>"}, GEMMA),
+        ({"<|im_start|>"}, CHATML),
+        ({"<|im_start|>", "<tool_call>"}, QWEN),
+        ({"<|start_header_id|>"}, LLAMA3),
+    ],
 )
-def test_the_built_in_template_follows_the_vocabulary(mark, source):
-    assert built_in_chat_template(lambda token: token == mark) == source
+def test_the_built_in_template_follows_the_vocabulary(marks, source):
+    assert built_in_chat_template(lambda token: token in marks) == source
     assert built_in_chat_template(lambda token: False) == PLAIN
 
 
@@ -97,6 +104,12 @@ def test_tools_and_json_reach_the_template():
         )
         == "3"
     )
+
+
+def test_tool_calls_that_a_template_would_leave_out_are_refused():
+    calls = [Message("assistant", None, {"tool_calls": [{"x": 3}]})]
+    with pytest.raises(RowProblem, match="no place for tool calls"):
+        ChatTemplate(GEMMA).render(calls)
 
 
 def test_a_template_may_refuse_a_conversation():
@@ -134,3 +147,32 @@ def test_templates_are_read_from_a_models_folder(tmp_path):
     assert read_chat_template(tmp_path) == "two"
     (tmp_path / "chat_template.jinja").write_text("three")
     assert read_chat_template(tmp_path) == "three"
+
+
+def test_templates_are_read_from_gguf(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    for name, template in (("with", CHATML + "é"), ("without", None)):
+        writer = gguf.GGUFWriter(tmp_path / f"{name}.gguf", "llama")
+        writer.add_block_count(2)
+        writer.add_rope_freq_base(10000.0)
+        writer.add_add_bos_token(True)
+        writer.add_token_list(["<pad>", "a" * 300, "é"])
+        writer.add_token_scores([0.0, -1.0, -2.0])
+        if template is not None:
+            writer.add_chat_template(template)
+        writer.add_string("general.last", "x")
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        assert read_chat_template(tmp_path / f"{name}.gguf") == template
+    data = (tmp_path / "with.gguf").read_bytes()
+    damaged = tmp_path / "damaged.gguf"
+    for content, message in (
+        (data[:300], "too soon"),
+        (b"{}" * 40, "start as GGUF"),
+        (data[:24] + b"\xff" * 40, "too soon"),
+        (b"", "too soon"),
+    ):
+        damaged.write_bytes(content)
+        with pytest.raises(DataError, match=rf"damaged\.gguf is no readable GGUF.*{message}"):
+            read_chat_template(damaged)

@@ -51,6 +51,8 @@ def test_row_weights_scale_the_loss():
     ("template", "row"),
     [
         (None, ROW),
+        (None, ("2+2=", "4")),
+        ("chat", ("2+2=", "4")),
         (None, {"instruction": "I", "context": "C", "response": "R"}),
         (None, {"question": "Q", "answer": "A"}),
         ("Q {prompt}\nA {response}.", ROW),

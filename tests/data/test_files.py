@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import numpy as np
@@ -42,6 +43,43 @@ def write_json_wrapped(path, rows):
     write_json(path, {"data": rows, "version": 1})
 
 
+def write_arrow_file(path, rows):
+    import pyarrow
+
+    table = pyarrow.Table.from_pylist(rows)
+    options = pyarrow.ipc.IpcWriteOptions(compression="lz4")
+    with pyarrow.ipc.new_file(path, table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=3)
+
+
+def write_arrow_stream(path, rows):
+    import pyarrow
+
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+
+
+def gzipped(write):
+    def write_packed(path, rows):
+        write(path, rows)
+        data = path.read_bytes()
+        # Two members, as files that were joined or written in parallel have them.
+        path.write_bytes(gzip.compress(data[:50]) + gzip.compress(data[50:]))
+
+    return write_packed
+
+
+def zstandard(write):
+    def write_packed(path, rows):
+        import pyarrow
+
+        write(path, rows)
+        path.write_bytes(pyarrow.compress(path.read_bytes(), codec="zstd", asbytes=True))
+
+    return write_packed
+
+
 @pytest.mark.parametrize(
     ("suffix", "write"),
     [
@@ -51,6 +89,13 @@ def write_json_wrapped(path, rows):
         (".json", write_json),
         (".json", write_json_columns),
         (".json", write_json_wrapped),
+        (".arrow", write_arrow_file),
+        (".arrow", write_arrow_stream),
+        (".jsonl.gz", gzipped(write_jsonl)),
+        (".csv.gz", gzipped(write_csv)),
+        (".json.gz", gzipped(write_json)),
+        (".jsonl.zst", zstandard(write_jsonl)),
+        (".csv.zst", zstandard(write_csv)),
     ],
 )
 def test_rows_come_back_in_any_order(tmp_path, suffix, write):
@@ -134,10 +179,16 @@ def test_what_is_no_data_is_refused(data, message, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.xlsx", b"x", r"\.jsonl, \.json, \.csv, \.parquet, \.txt"),
+        ("a.xlsx", b"x", r"\.jsonl, \.json, \.csv, \.txt, \.parquet"),
         ("a.json", b"{", "not JSON"),
         ("a.json", b'{"a": [1], "b": 2, "c": [3]}', "neither columns"),
         ("a.parquet", b"not parquet", "no readable Parquet"),
+        ("a.arrow", b"not arrow", "no readable Arrow"),
+        ("a.jsonl.gz", b"{}", r"a\.jsonl\.gz cannot be unpacked as gzip"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99)[:-12], "cannot be unpacked as gzip"),
+        ("a.jsonl.zst", b"{}", "cannot be unpacked as zstd"),
+        ("a.csv.gz", gzip.compress(b""), r"a\.csv\.gz is empty"),
+        ("a.xlsx.gz", b"x", r"\.jsonl, .*\.jsonl\.gz"),
         ("a.csv", b"", "is empty"),
         ("a.jsonl", b"\n\n", "no rows"),
     ],
@@ -165,3 +216,32 @@ def test_the_index_of_a_large_file_takes_eight_bytes_a_row(tmp_path):
     assert source[count - 1] == {"text": "a line of the file"}
     assert held < 8.1 * count + 100_000
     assert peak < 25 * count + 20_000_000
+
+
+def test_compressed_text_is_found_by_globs_and_known_by_its_name(tmp_path):
+    for name in ("a.txt.gz", "b.txt.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"one\n\ntwo"))
+    source = open_source([str(tmp_path / "*.txt.gz")])
+    assert [source[i] for i in range(len(source))] == ["one", "two"] * 2
+    assert source.where(3) == f"{tmp_path / 'b.txt.gz'}:3"
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_tables_are_read_a_part_at_a_time(tmp_path, suffix):
+    import pyarrow
+    import pyarrow.parquet
+
+    path, groups, size = tmp_path / f"a.{suffix}", 16, 1 << 20
+    table = pyarrow.table({"text": [f"{i:04d}" + "x" * (size // 64) for i in range(64 * groups)]})
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=64)
+    else:
+        options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+        with pyarrow.ipc.new_file(path, table.schema, options=options) as writer:
+            writer.write_table(table, max_chunksize=64)
+    del table
+    before = pyarrow.total_allocated_bytes()
+    source = open_source(path)
+    for index in range(64 * groups):
+        assert source[index]["text"][:4] == f"{index:04d}"
+        assert pyarrow.total_allocated_bytes() - before < 6 * size

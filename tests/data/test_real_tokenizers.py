@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kerora.data.chat import read_chat_template
+from kerora.data.chat_files import read_chat_template
 from kerora.data.encoding import Encoder
 from kerora.data.pipeline import make_batches
 

@@ -1,6 +1,7 @@
 import pytest
 
-from kerora.data.chat import PLAIN, ChatTemplate
+from kerora.data.chat import ChatTemplate
+from kerora.data.chat_templates import PLAIN
 from kerora.data.errors import DataError, RowProblem
 from kerora.data.formats import Example
 from kerora.data.templates import Segment, Template, example_reader, segments

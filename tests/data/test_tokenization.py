@@ -56,7 +56,7 @@ def test_marks_are_single_tokens_even_where_the_tokenizer_splits_them(add_dummy_
     tokenizer = sentence_piece(add_dummy_prefix)
     mark = tokenizer.token_to_id("<|mark|>")
     assert mark not in list(tokenizer(["a<|mark|>b"])[0])
-    ids = TextTokenizer(tokenizer).marked_text("the<|mark|>fox<start_of_turn>dog", first=True)
+    ids = TextTokenizer(tokenizer).marked_texts([("the<|mark|>fox<start_of_turn>dog", True)])[0]
     assert ids.count(mark) == 1
     assert ids.count(tokenizer.token_to_id("<start_of_turn>")) == 1
     pieces = [tokenizer.id_to_token(index) for index in ids]
@@ -68,7 +68,7 @@ def test_byte_pair_marks_are_single_tokens():
     text = TextTokenizer(tokenizer)
     mark = tokenizer.vocabulary["<|im_start|>"]
     assert mark not in list(tokenizer(["<|im_start|>the"])[0])
-    assert text.marked_text("<|im_start|>the\n", first=True) == [
+    assert text.marked_texts([("<|im_start|>the\n", True)])[0] == [
         mark,
         tokenizer.vocabulary["the"],
         tokenizer.vocabulary["Ċ"],

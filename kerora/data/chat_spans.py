@@ -1,0 +1,170 @@
+"""Where the assistant's turns lie in the text of a chat, for templates that do not say so.
+
+Most templates write a conversation turn by turn, and the text up to a turn is how the whole text
+begins. Others write a turn in another way once more turns follow (Qwen 3 drops its thinking, some
+put the system's text before the last question, some end every text with a mark). For these, a
+character that no text holds is put into one message, and what follows it in the whole text is
+compared with what follows it where the turn is the last one, or is about to be written.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from kerora.data.errors import RowProblem
+from kerora.data.formats import Message
+
+_ANCHOR = "\ufdd2"  # a Unicode noncharacter
+_MARK_OR_SPACE = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|\s+")
+_PIECES = re.compile(_MARK_OR_SPACE.pattern + r"|[^\s<\[]+|.")
+
+Render = Callable[..., str]
+
+
+def assistant_spans(
+    render: Render, messages: Sequence[Message]
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation, and the start and end of each of the assistant's turns.
+
+    Args:
+        render: From messages, and whether a generation prompt follows, to text.
+        messages: The turns.
+
+    Raises:
+        RowProblem: Where a turn starts or ends cannot be said for certain.
+    """
+    text = render(messages)
+    spans: list[tuple[int, int]] = []
+    for index, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        prompt = render(messages[:index], add_generation_prompt=True)
+        start = _start(render, messages, index, text, prompt)
+        end = _end(render, messages, index, text, start)
+        earliest = spans[-1][1] if spans else 0
+        if index == len(messages) - 1 and _ends_as_a_prompt(prompt, text):
+            end = None
+        if start is None or end is None or not earliest <= start <= end:
+            raise RowProblem(
+                "inconsistent chat template",
+                f"the text of turn {index + 1} cannot be told from the turns around it, or does "
+                "not start with what the template ends a prompt with; set model.chat_template to "
+                "one that writes each turn alike, or one with {% generation %} blocks",
+            )
+        spans.append((start, end))
+    return text, spans
+
+
+def _ends_as_a_prompt(prompt: str, text: str) -> bool:
+    """Whether the template opens another turn of the assistant's after each text."""
+    last = [piece for piece in _PIECES.findall(text) if piece.strip()][-1:]
+    is_mark = bool(last) and bool(_MARK_OR_SPACE.fullmatch(last[0]))
+    return is_mark and prompt.rstrip().endswith(last[0])
+
+
+def _start(
+    render: Render, messages: Sequence[Message], index: int, text: str, prompt: str
+) -> int | None:
+    """Where the generation prompt of a turn ends; None where it is not in the text."""
+    before = messages[:index]
+    if text.startswith(prompt):
+        return len(prompt)
+    for after, short in _anchored(render, messages, index - 1, text):
+        prompt_after = _after_anchor(render([*before[:-1], short], add_generation_prompt=True))
+        if prompt_after is not None and after.startswith(prompt_after):
+            return len(text) - len(after) + len(prompt_after)
+    return None
+
+
+def _end(
+    render: Render, messages: Sequence[Message], index: int, text: str, start: int | None
+) -> int | None:
+    """Where the mark that ends a turn ends; None where that cannot be found."""
+    upto = text if index + 1 == len(messages) else render(messages[: index + 1])
+    if start is not None and text.startswith(upto.rstrip()):
+        return max(start, _without_break(upto))
+    for after, anchored in _anchored(render, messages, index - 1, text):
+        turn = _after_anchor(render([*messages[: index - 1], anchored, messages[index]]))
+        if turn is not None and after.startswith(turn.rstrip()):
+            return len(text) - len(after) + _without_break(turn)
+    for after, anchored in _anchored(render, messages, index, text):
+        closing = _after_anchor(render([*messages[:index], anchored]))
+        rest = (anchored.content or "").partition(_ANCHOR)[2].rstrip()
+        shared = _shared_closing(closing, after, rest)
+        if shared is not None:
+            return _without_break(text[: len(text) - len(after) + len(shared)])
+    return _end_before_next(render, messages, index, text)
+
+
+def _end_before_next(
+    render: Render, messages: Sequence[Message], index: int, text: str
+) -> int | None:
+    """As `_end`, of a turn without words of its own: an answer in words is put in its place."""
+    answer = Message("assistant", "x" + _ANCHOR)
+    for after, anchored in _anchored(render, messages, index + 1, text):
+        try:
+            closing = _after_anchor(render([*messages[:index], answer]))
+            swapped = render([*messages[:index], answer, anchored, *messages[index + 2 :]])
+        except RowProblem:
+            return None
+        _, *parts = swapped.split(_ANCHOR)
+        before = text[: len(text) - len(after)]
+        shared = _shared_closing(closing, parts[0]) if len(parts) == 2 else None
+        if shared is not None and before.endswith(parts[0]):
+            return _without_break(before[: len(before) - len(parts[0]) + len(shared)])
+    return None
+
+
+def _anchored(
+    render: Render, messages: Sequence[Message], index: int, text: str
+) -> Iterator[tuple[str, Message]]:
+    """The text after an anchor in one message, and that message.
+
+    Before the last character the anchor survives templates that trim, and those that cut what
+    stands before an answer; in the middle, those that look at how the content begins and ends.
+    """
+    if not 0 <= index < len(messages):
+        return
+    content = messages[index].content or ""
+    size = len(content.rstrip())
+    for place in (max(size - 1, 0), size // 2):
+        anchored = dataclasses.replace(
+            messages[index], content=content[:place] + _ANCHOR + content[place:]
+        )
+        whole = render([*messages[:index], anchored, *messages[index + 1 :]])
+        after = _after_anchor(whole)
+        if after is not None and whole.replace(_ANCHOR, "") == text:
+            yield after, anchored
+
+
+def _after_anchor(text: str) -> str | None:
+    return text.partition(_ANCHOR)[2] if text.count(_ANCHOR) == 1 else None
+
+
+def _shared_closing(closing: str | None, after: str, rest: str = "") -> str | None:
+    """What ends a turn whether or not others follow, of what stands after an anchor in it.
+
+    Args:
+        closing: All of the text after the anchor, where the turn is the last.
+        after: All of the text after the anchor, where it is not.
+        rest: The words of the turn after the anchor, with which both begin.
+
+    Returns:
+        How both begin, up to the first word, mark or run of space that differs; None where words
+        of the turn would be left out. A mark that ends every text may be.
+    """
+    if closing is None or not (closing.startswith(rest) and after.startswith(rest)):
+        return None
+    first, second = _PIECES.findall(closing[len(rest) :]), _PIECES.findall(after[len(rest) :])
+    pairs = zip(first, second, strict=False)
+    shared = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    if (first and not shared) or not all(_MARK_OR_SPACE.fullmatch(p) for p in first[shared:]):
+        return None
+    return rest + "".join(first[:shared])
+
+
+def _without_break(text: str) -> int:
+    """The length of a text; a line break after the mark that ends a turn starts the next one."""
+    short = text.rstrip()
+    return len(short) if short.endswith((">", "]")) else len(text)
