@@ -26,6 +26,7 @@ _INFORMATIVE = (
     "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
+    "fan_in_fan_out",
     "inference_mode",
     "layers_pattern",
     "layers_to_transform",
@@ -68,6 +69,8 @@ class PeftConfig:
         rank_pattern: Rank by module name or regular expression.
         alpha_pattern: Alpha by module name or regular expression.
         base: Name or folder of the base.
+        fan_in_fan_out: Whether the adapted matrices are stored as `(in, out)`, as GPT-2's are.
+        task_type: What PEFT wraps the model as.
         named_by: Class whose Keras paths name the layers; None where `transformers` names them.
     """
 
@@ -80,6 +83,8 @@ class PeftConfig:
     rank_pattern: dict[str, int] = dataclasses.field(default_factory=dict)
     alpha_pattern: dict[str, float] = dataclasses.field(default_factory=dict)
     base: str | None = None
+    fan_in_fan_out: bool = False
+    task_type: str = "CAUSAL_LM"
     named_by: str | None = None
 
     def rank_of(self, module: str) -> int:
@@ -108,7 +113,7 @@ def write_config(
         "auto_mapping": None,
         "base_model_name_or_path": config.base,
         "bias": config.bias,
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": config.fan_in_fan_out,
         "inference_mode": True,
         "init_lora_weights": True,
         "layers_pattern": None,
@@ -121,7 +126,7 @@ def write_config(
         "rank_pattern": config.rank_pattern,
         "revision": None,
         "target_modules": _short_names(list(adapted), list(all_modules)),
-        "task_type": "CAUSAL_LM",
+        "task_type": config.task_type,
         "use_dora": False,
         "use_rslora": config.use_rslora,
     }

@@ -11,13 +11,16 @@ from typing import Any
 import keras_hub
 
 from kerora.models.converters import (
+    causal_lm,
     converter_of_type,
+    empty_backbone,
     load_weights,
     matrices_left_empty,
     preset_file,
     read_config,
 )
 from kerora.models.errors import ModelSourceError
+from kerora.models.huggingface_configs import complete_config
 from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
 from kerora.models.huggingface_tokenizer import mend_tokenizer
 
@@ -108,21 +111,48 @@ def _is_huggingface(name: str) -> bool:
     return "registered_name" not in config and "model_type" in config
 
 
-def _load_huggingface(name: str, dtype: Any = None, **kwargs: Any) -> keras_hub.models.CausalLM:
-    config = read_config(name)
+def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models.Backbone:
+    """Load the backbone of a Hugging Face folder, whether or not it is a causal language model.
+
+    Args:
+        source: A local folder or a `hf://` handle.
+        **kwargs: `dtype` of the weights (default: Keras' own, float32).
+
+    Raises:
+        ModelSourceError: If there is no such model, or KerasHub's layers cannot compute what it
+            computes.
+
+    Example:
+    ```python
+    backbone = load_backbone("models/bert-base-uncased")
+    ```
+    """
+    name = resolve_source(source)
+    if not _is_huggingface(name):
+        return keras_hub.models.Backbone.from_preset(name, **kwargs)
+    return _load_huggingface_backbone(name, complete_config(read_config(name)), **kwargs)
+
+
+def _load_huggingface_backbone(
+    name: str, config: dict[str, Any], dtype: Any = None
+) -> keras_hub.models.Backbone:
     converter_of_type(config["model_type"])
     with matrices_left_empty():
-        backbone = keras_hub.models.Backbone.from_preset(
-            name, load_weights=False, dtype=dtype, **constructor_arguments(config)
-        )
+        backbone = empty_backbone(name, config, dtype=dtype, **constructor_arguments(config))
     mend_layers(backbone, config)
     load_weights(backbone, name, config)
+    return backbone
+
+
+def _load_huggingface(name: str, dtype: Any = None, **kwargs: Any) -> keras_hub.models.CausalLM:
+    config = complete_config(read_config(name))
+    backbone = _load_huggingface_backbone(name, config, dtype)
     if "preprocessor" not in kwargs and not _has_tokenizer(name):
         raise ModelSourceError(
             f"'{name}' holds no tokenizer (tokenizer.json or tokenizer.model). Pass "
             "`preprocessor=None` to load the model alone."
         )
-    task = keras_hub.models.CausalLM.from_preset(name, backbone=backbone, **kwargs)
+    task = causal_lm(name, config, backbone, **kwargs)
     if "preprocessor" not in kwargs:
         mend_tokenizer(task.preprocessor.tokenizer, name)
     return task
