@@ -112,7 +112,10 @@ def layer_factors(
         a = np.concatenate([a, np.zeros((*a.shape[:-2], missing, a.shape[-1]), a.dtype)], -2)
         b = np.concatenate([b, np.zeros((*b.shape[:-1], missing), b.dtype)], -1)
     ratio = contents.config.scale_of(module) / config.scale
-    factorization = _factorization(layer, config.rank)
+    try:
+        factorization = _factorization(layer, config.rank)
+    except AdapterError as error:
+        raise AdapterError(f"{contents.folder / TENSOR_FILE}: '{module}': {error}") from error
     return from_peft(layer, factorization, a, b if ratio == 1 else b * np.float32(ratio))
 
 

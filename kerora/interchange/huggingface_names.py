@@ -114,7 +114,8 @@ class _StandIn:
 
     def __getattr__(self, name: str) -> Any:
         # An int4 kernel would be unpacked by reading the attribute, so it is not read.
-        if name in ("kernel", "embeddings"):
+        # RoBERTa's backbone calls a layer by that name.
+        if name in ("kernel", "embeddings") and not isinstance(self._layer, keras.Model):
             return _Weight(self._layer, name)
         if "norm" in name and not hasattr(self._layer, name):
             # Converters name norms that some configurations leave out.

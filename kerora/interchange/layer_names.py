@@ -83,15 +83,20 @@ def named_biases(model: keras.Model) -> list[NamedBias]:
     paths = {id(candidate.layer): candidate.path for candidate in candidates(model)}
     result = []
     for layer, _ in sublayers(model):
-        bias = getattr(layer, "bias", None)
-        if not isinstance(bias, keras.Variable):
-            continue
-        weight = weights.get((id(layer), "bias"))
-        if weight is not None and weight.rows is not None:
-            result.append(NamedBias(bias, weight.module, weight.rows, weight.row_count))
-        else:
-            order = np.arange(int(np.prod(bias.shape))).reshape(bias.shape)
-            result.append(NamedBias(bias, paths.get(id(layer), layer.path), order, order.size))
+        # A normalisation's `beta` is a bias to `transformers`.
+        for attribute in ("bias", "beta"):
+            bias = getattr(layer, attribute, None)
+            if not isinstance(bias, keras.Variable):
+                continue
+            size = int(np.prod(bias.shape))
+            order = np.arange(size).reshape(bias.shape)
+            weight = weights.get((id(layer), attribute))
+            if weight is not None and weight.rows is not None:
+                result.append(NamedBias(bias, weight.module, weight.rows, weight.row_count))
+            elif weight is not None:
+                result.append(NamedBias(bias, weight.module, order, size))
+            elif attribute == "bias":
+                result.append(NamedBias(bias, paths.get(id(layer), layer.path), order, size))
     return result
 
 

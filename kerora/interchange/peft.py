@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from typing import Any
 
@@ -32,6 +33,8 @@ from kerora.interchange.layer_names import NamedLayer, named_biases, named_layer
 from kerora.interchange.model_kinds import model_kind
 from kerora.interchange.peft_config import PeftConfig, most_common, write_config
 from kerora.interchange.tensor_file import write_tensors
+
+_ROUTER = r"\.(mlp\.gate|mlp\.router|block_sparse_moe\.gate)$"
 
 
 def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str = "default") -> None:
@@ -67,6 +70,7 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
     adapters = {id(layer): get_adapter(layer.candidate.layer, name) for layer in held}
     config: LoraConfig = next(iter(adapters.values())).config
     _check_all_saved(model, config)
+    _check_expressible(held)
     modules = by_module(held)
     tensors: dict[str, np.ndarray] = {}
     for parts in modules.values():
@@ -153,6 +157,16 @@ def load_adapter(
 def _holds(layer: NamedLayer, name: str) -> bool:
     host = layer.candidate.layer
     return is_host(host) and name in host.adapter_names
+
+
+def _check_expressible(layers: list[NamedLayer]) -> None:
+    routers = [layer.module for layer in layers if re.search(_ROUTER, layer.module)]
+    if routers:
+        raise AdapterError(
+            f"'{routers[0]}' is a router, which `transformers` keeps as a bare parameter and no "
+            "layer that PEFT could adapt. Leave routers out of `targets`; what was trained can be "
+            "saved with `model.save`, or merged into the model with `kerora.merge_adapter`."
+        )
 
 
 def _part_numbers(

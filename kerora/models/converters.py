@@ -21,6 +21,7 @@ from kerora.models.errors import ModelSourceError
 _TIED_HEAD = "lm_head.weight"
 _TABLE = "embed_tokens.weight"
 _INNER = "model.language_model."
+_ENCODER_NAMES = ("roberta.", "albert.", "distilbert.")
 # The shapes of four-bit blocks and their scales that unpack to a tensor of a given shape.
 _PACKED = {
     "_blocks": lambda experts, inputs, outputs: (experts, outputs, inputs // 2, 1),
@@ -99,17 +100,17 @@ def causal_lm(source: str, config: dict[str, Any], backbone: keras.Model, **kwar
     Raises:
         ModelSourceError: If KerasHub has no causal language model around such a backbone.
     """
-    from keras_hub.src.utils.preset_utils import find_subclass
     from keras_hub.src.utils.transformers.preset_loader import TransformersPresetLoader
 
     loader = TransformersPresetLoader(source, config)
-    try:
-        kind = find_subclass(source, keras_hub.models.CausalLM, loader.check_backbone_class())
-    except ValueError as error:
+    # Of two classes around one backbone KerasHub's own search takes either.
+    name = loader.check_backbone_class().__name__.replace("Backbone", "CausalLM")
+    kind = getattr(keras_hub.models, name, None)
+    if kind is None or config["model_type"].endswith("_assistant"):
         raise ModelSourceError(
             f"KerasHub has no causal language model of type '{config['model_type']}'. Its "
             "backbone alone is loaded by `kerora.models.loading.load_backbone`."
-        ) from error
+        )
     return loader.load_task(kind, False, False, backbone=backbone, **kwargs)
 
 
@@ -206,6 +207,11 @@ def load_weights(backbone: keras.Model, source: str, config: dict[str, Any]) -> 
                 key = "model." + key.removeprefix(_INNER)
                 self.taken.add(key)
                 return super().get_tensor(key)
+            if key.startswith(_ENCODER_NAMES):
+                # A bare encoder is stored without the name that it has below a head.
+                key = key.partition(".")[2]
+                self.taken.add(key)
+                return super().get_tensor(key)
             for ending, shape in _PACKED.items():
                 if key.endswith(ending):
                     # GPT-OSS's experts as plain tensors; `load_plain_experts` fills them in.
@@ -228,6 +234,8 @@ def load_weights(backbone: keras.Model, source: str, config: dict[str, Any]) -> 
     try:
         with _Loader(source) as loader:
             converter_of_type(config["model_type"]).convert_weights(backbone, loader, config)
+            if config["model_type"] == "roberta":
+                _add_token_type(backbone, loader)
             if config["model_type"] == "gpt_oss":
                 _load_plain_experts(backbone, loader)
             files = loader.safetensor_files.values()
@@ -237,6 +245,13 @@ def load_weights(backbone: keras.Model, source: str, config: dict[str, Any]) -> 
     if text_config(config).get("tie_word_embeddings"):
         loader.taken.add(_TIED_HEAD)
     _check_all_taken(source, held, loader.taken)
+
+
+def _add_token_type(backbone: keras.Model, loader: Any) -> None:
+    # KerasHub's RoBERTa has no token types; `transformers` adds the first one's to every token.
+    first = loader.get_tensor("roberta.embeddings.token_type_embeddings.weight")[0]
+    positions = backbone.embeddings.position_embedding.position_embeddings
+    positions.assign(keras.ops.convert_to_numpy(positions) + np.asarray(first, "float32"))
 
 
 def _load_plain_experts(backbone: keras.Model, loader: Any) -> None:

@@ -6,6 +6,7 @@ converters were written for.
 | model type | what transformers 5 writes | what the converter reads |
 |---|---|---|
 | `qwen3_moe`, `qwen3_5_moe` | `num_local_experts` | `num_experts` |
+| `bart` | `encoder_layers` | `num_hidden_layers` |
 | `gemma4` | `per_layer_config` | `global_head_dim`, `num_global_key_value_heads` |
 | `qwen3_5_text`, `qwen3_5_moe_text` | the language model alone | it under `text_config` |
 """
@@ -44,6 +45,8 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
         if "text_config" in config:
             return {**config, "text_config": _with_global_fields(config["text_config"])}
         return _with_global_fields(config)
+    if family == "bart":
+        return {"num_hidden_layers": config.get("encoder_layers"), **config}
     if family == "qwen3_moe":
         return _with_experts(config)
     return config

@@ -17,6 +17,10 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | `layer_types` | GPT-OSS (takes the odd layers as the sliding ones, and a window one wider) |
 | `tie_word_embeddings` false | SmolLM3, GPT-2: refused |
 | `layer_norm_epsilon`, `n_inner` | GPT-2 |
+| `layer_norm_eps` | BERT, RoBERTa, XLM-RoBERTa, ALBERT |
+| `hidden_act` `gelu` (taken as its approximation) | BERT |
+| `token_type_embeddings` | RoBERTa |
+| `hidden_act` other than GELU | encoders: refused |
 """
 
 from __future__ import annotations
@@ -36,6 +40,14 @@ _MENDED = (*_ROTARY, "gemma3", "gemma3_text", "gpt_oss")
 # Their layers take the size of a head as hidden size / heads.
 _FIXED_HEAD = ("llama", "qwen2", "mixtral", "qwen2_moe", "smollm3")
 _LINEAR_SCALING = ("mistral", "qwen2", "qwen3", *_WITH_EXPERTS)
+# The field of the epsilon of LayerNormalization, and its default.
+_LAYER_NORM_EPSILON = {
+    "gpt2": ("layer_norm_epsilon", 1e-5),
+    "bert": ("layer_norm_eps", 1e-12),
+    "roberta": ("layer_norm_eps", 1e-12),
+    "xlm-roberta": ("layer_norm_eps", 1e-12),
+    "albert": ("layer_norm_eps", 1e-12),
+}
 _DEFAULT_THETA = 10_000.0
 
 
@@ -51,6 +63,14 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
     family, text = config["model_type"], text_config(config)
     if family == "gpt2":
         return _gpt2_arguments(text)
+    if family in _LAYER_NORM_EPSILON or family == "distilbert":
+        field = "activation" if family == "distilbert" else "hidden_act"
+        approximate = ("gelu_new", "gelu_pytorch_tanh")
+        expected = {"gpt2": approximate, "albert": approximate, "bert": ("gelu", *approximate)}.get(
+            family, ("gelu",)
+        )
+        if text.get(field, expected[0]) not in expected:
+            raise inexpressible(family, field, text[field], expected[0])
     if family not in _MENDED:
         return {}
     _check_head(family, text)
@@ -86,10 +106,15 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
         ModelSourceError: For a value that KerasHub's backbone cannot express.
     """
     family, text = config["model_type"], text_config(config)
-    if family == "gpt2":
+    if family in _LAYER_NORM_EPSILON:
+        field, default = _LAYER_NORM_EPSILON[family]
         for layer, _ in sublayers(backbone):
             if isinstance(layer, keras.layers.LayerNormalization):
-                layer.epsilon = text.get("layer_norm_epsilon", 1e-5)
+                layer.epsilon = text.get(field, default)
+    if family == "bert" and text.get("hidden_act", "gelu") == "gelu":
+        for layer, _ in sublayers(backbone):
+            if layer.name == "feedforward_intermediate_dense":
+                layer.activation = keras.activations.gelu
     if family not in _MENDED:
         return
     if family == "gpt_oss":

@@ -9,8 +9,8 @@ import keras_hub
 import numpy as np
 import pytest
 from keras_hub.src.utils.preset_utils import list_subclasses
-from tiny_transformers import IDS, MODELS, keras_logits, tiny_transformers, torch_logits
 
+from benchmarks.tiny_transformers import IDS, MODELS, keras_logits, tiny_transformers, torch_logits
 from kerora import adapt
 from kerora.models.errors import ModelSourceError
 from kerora.models.loading import BUNDLED, chat_template, load_task, resolve_source
@@ -85,6 +85,14 @@ def test_keras_hub_goes_on_loading_its_own_class():
         ("gemma2", {"query_pre_attn_scalar": 100}, "query_pre_attn_scalar"),
         ("gemma3", {"layer_types": ["full_attention"] * 7}, "layer_types"),
         ("llama", {"model_type": "mamba9"}, "mamba9"),
+        ("smollm3", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("qwen2_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ("mixtral", {"head_dim": 4}, "head_dim"),
+        ("gpt_oss", {"swiglu_limit": 3.0}, "swiglu_limit"),
+        ("gpt_oss", {"rope_parameters": {"rope_type": "llama3"}}, "rope_type"),
+        ("gemma4", {"per_layer_config": {"0": {"head_dim": 8}}}, "per_layer_config"),
     ],
 )
 def test_what_keras_layers_cannot_express_is_refused(name, fields, message, tmp_path):
