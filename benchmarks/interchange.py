@@ -45,7 +45,8 @@ _SHARED = [f"shared_expert.{name}_proj" for name in ("gate", "up", "down")]
 _LINEAR_ATTENTION = ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"]
 _NO_POOLER = r"encoder\..*(query|key|value|dense)"
 # Where PEFT's "all-linear" takes in what kerora has not: experts, and gates of one output, whose
-# rank is 1; and the pooler, which KerasHub's RoBERTa has not. Gemma 4's feed-forward layers are never called by KerasHub's.
+# rank is 1; and the pooler, which KerasHub's RoBERTa has not. Gemma 4's feed-forward layers are
+# never called by KerasHub.
 PEFT_TARGETS: dict[str, list[str] | str] = {
     "mixtral": _ATTENTION,
     "qwen2_moe": _ATTENTION + _SHARED,

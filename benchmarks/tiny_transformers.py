@@ -99,8 +99,6 @@ _BART = {
     "decoder_ffn_dim": 48,
     "max_position_embeddings": 64,
 }
-_T5GEMMA = {**_GEMMA2, "rope_parameters": _ROPE}
-
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {**_SHAPE, "rope_parameters": _ROPE}),
     "llama31_tied": (
@@ -150,11 +148,9 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
         "DistilBertConfig",
         {"vocab_size": 64, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
     ),
-    "esm": ("EsmConfig", {**_ENCODER, "mask_token_id": 3, "position_embedding_type": "rotary"}),
 }
 SEQUENCE_TO_SEQUENCE: dict[str, tuple[str, dict[str, Any]]] = {
     "bart": ("BartConfig", _BART),
-    "t5gemma": ("T5GemmaConfig", {"encoder": _T5GEMMA, "decoder": _T5GEMMA, "vocab_size": 64}),
 }
 IDS = np.arange(20)[None] * 7 % 64
 

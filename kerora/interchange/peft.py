@@ -71,6 +71,7 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
     config: LoraConfig = next(iter(adapters.values())).config
     _check_all_saved(model, config)
     _check_expressible(held)
+    _check_tables(model, held)
     modules = by_module(held)
     tensors: dict[str, np.ndarray] = {}
     for parts in modules.values():
@@ -169,6 +170,20 @@ def _check_expressible(layers: list[NamedLayer]) -> None:
         )
 
 
+def _check_tables(model: keras.Model, layers: list[NamedLayer]) -> None:
+    # PEFT knows a tied table by its last name; encoder and decoder share one that kerora has twice.
+    kind = model_kind(getattr(model, "backbone", model))
+    for layer in layers:
+        if not layer.is_embedding or layer.weight is None:
+            continue
+        is_unknown = layer.is_tied and not layer.module.endswith("embed_tokens")
+        if is_unknown or kind.task_type == "SEQ_2_SEQ_LM":
+            raise AdapterError(
+                f"PEFT has no way to adapt the table '{layer.module}' together with what is tied "
+                "to it, as kerora does. Leave it out of `targets`."
+            )
+
+
 def _part_numbers(
     layers: list[NamedLayer], fused: dict[str, list[NamedLayer]]
 ) -> dict[str, list[int]]:
@@ -237,6 +252,7 @@ def _layers_in_file(model: keras.Model, contents: AdapterContents) -> list[Named
             f"{len(contents.factors)} adapted modules: {some}{', …' if len(missing) > 3 else ''}. "
             f"Its own are named like '{example}'."
         )
+    _check_tables(model, found)
     return parts_in_file(contents, found)
 
 

@@ -97,6 +97,14 @@ class PeftConfig:
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
+def _targets(config: PeftConfig, adapted: list[str], all_modules: list[str]) -> list[str]:
+    # `transformers` gives encoders layers, such as poolers, that KerasHub leaves out: a short name
+    # could mean one of them too.
+    if config.task_type != "CAUSAL_LM":
+        return sorted(adapted)
+    return _short_names(adapted, all_modules)
+
+
 def write_config(
     folder: Path, config: PeftConfig, adapted: Iterable[str], all_modules: Iterable[str]
 ) -> None:
@@ -125,7 +133,7 @@ def write_config(
         "r": config.rank,
         "rank_pattern": config.rank_pattern,
         "revision": None,
-        "target_modules": _short_names(list(adapted), list(all_modules)),
+        "target_modules": _targets(config, list(adapted), list(all_modules)),
         "task_type": config.task_type,
         "use_dora": False,
         "use_rslora": config.use_rslora,

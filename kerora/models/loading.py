@@ -24,6 +24,7 @@ from kerora.models.huggingface_configs import complete_config
 from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
 from kerora.models.huggingface_tokenizer import mend_tokenizer
 
+CHECKED_BACKBONES = ("bert", "roberta", "xlm-roberta", "albert", "distilbert", "bart")
 BUNDLED = {"tiny_gemma": Path(__file__).parent / "tiny_gemma"}
 
 
@@ -130,7 +131,14 @@ def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.mo
     name = resolve_source(source)
     if not _is_huggingface(name):
         return keras_hub.models.Backbone.from_preset(name, **kwargs)
-    return _load_huggingface_backbone(name, complete_config(read_config(name)), **kwargs)
+    config = complete_config(read_config(name))
+    if config["model_type"] not in CHECKED_BACKBONES:
+        raise ModelSourceError(
+            f"kerora has not been checked against `transformers` for models of type "
+            f"'{config['model_type']}', so '{name}' might give other answers. Checked are: "
+            f"{', '.join(CHECKED_BACKBONES)}, and the causal language models of `load_task`."
+        )
+    return _load_huggingface_backbone(name, config, **kwargs)
 
 
 def _load_huggingface_backbone(

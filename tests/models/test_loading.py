@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 from keras_hub.src.utils.preset_utils import list_subclasses
 
-from benchmarks.tiny_transformers import IDS, MODELS, keras_logits, tiny_transformers, torch_logits
+from benchmarks.tiny_transformers import (
+    ENCODERS,
+    IDS,
+    MODELS,
+    SEQUENCE_TO_SEQUENCE,
+    keras_logits,
+    tiny_transformers,
+    torch_logits,
+)
 from kerora import adapt
 from kerora.models.errors import ModelSourceError
-from kerora.models.loading import BUNDLED, chat_template, load_task, resolve_source
+from kerora.models.loading import BUNDLED, chat_template, load_backbone, load_task, resolve_source
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch")
@@ -49,6 +57,21 @@ def test_the_type_of_the_weights_is_what_was_asked_for(tmp_path):
     assert model.backbone.token_embedding.embeddings.dtype == "bfloat16"
     exact = keras_logits(load_task(tmp_path, dtype="float32", preprocessor=None))
     assert np.abs(keras_logits(model) - exact).max() < 0.05 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, *SEQUENCE_TO_SEQUENCE])
+def test_a_backbone_agrees_with_transformers(name, tmp_path):
+    reference = tiny_transformers(name, tmp_path)
+    backbone = load_backbone(tmp_path)
+    np.testing.assert_allclose(keras_logits(backbone), torch_logits(reference), atol=1e-4)
+
+
+def test_a_backbone_that_was_never_checked_is_refused(tmp_path):
+    tiny_transformers("bert", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "t5gemma"}))
+    with pytest.raises(ModelSourceError, match="'t5gemma'"):
+        load_backbone(tmp_path)
 
 
 def test_sharded_weights_are_read(tmp_path):
