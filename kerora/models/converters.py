@@ -6,6 +6,7 @@ KerasHub keeps them private, so this is the one file that reaches for them.
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 from collections.abc import Iterator
 from types import ModuleType
@@ -233,7 +234,9 @@ def load_weights(backbone: keras.Model, source: str, config: dict[str, Any]) -> 
     jax_memory_cleanup(backbone)
     try:
         with _Loader(source) as loader:
-            converter_of_type(config["model_type"]).convert_weights(backbone, loader, config)
+            # Qwen 3.5's converter prints an audit of its own.
+            with contextlib.redirect_stdout(io.StringIO()):
+                converter_of_type(config["model_type"]).convert_weights(backbone, loader, config)
             if config["model_type"] == "roberta":
                 _add_token_type(backbone, loader)
             if config["model_type"] == "gpt_oss":

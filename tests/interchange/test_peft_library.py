@@ -23,14 +23,12 @@ from benchmarks.tiny_transformers import (
     SEQUENCE_TO_SEQUENCE,
     keras_logits,
     tiny_transformers,
-    torch_logits,
 )
 from kerora.adapters import (
     AdapterError,
     LoraConfig,
     adapter_configs,
     add_adapter,
-    remove_adapter,
     set_active_adapters,
 )
 from kerora.interchange import load_adapter, save_adapter
@@ -217,69 +215,24 @@ def test_half_precision_adapters_are_read(tmp_path):
 
 @pytest.mark.skipif(REAL is None, reason="KERORA_REAL_MODELS is not set")
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
-def test_real_models_answer_alike(name, tmp_path):
-    """An adapter that PEFT trained answers the same in kerora, and the other way round."""
+def test_real_models_both_ways(name, tmp_path):
     folder = Path(REAL) / name
-    prompt = np.array([[2, 9259, 563, 506, 3004, 529, 7001, 2361, 45, 1200, 333, 18]])
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    before = torch_greedy(base, prompt)
-    tuned = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules="all-linear"))
-    train_in_peft(tuned, prompt)
-    tuned.save_pretrained(tmp_path / "peft")
+    ids = np.array([[2, 9259, 563, 506, 3004, 529, 7001, 2361, 45, 1200, 333, 18]])
     model = load_task(folder, dtype="float32", preprocessor=None)
-    load_adapter(model, tmp_path / "peft")
-    answer = torch_greedy(tuned, prompt)
-    assert not np.array_equal(answer, before)
-    assert np.array_equal(keras_greedy(model, prompt), answer)
-    back = difference(model, tuned, prompt)
-
-    remove_adapter(model, "default")
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    before = keras_logits(model, ids)
     add_adapter(model, LoraConfig(rank=4, alpha=8, targets="all-linear"))
-    train_in_keras(model, prompt)
-    save_adapter(model, tmp_path / "kerora")
-    other = load_in_peft(tuned.unload(), tmp_path / "kerora")
-    answer = keras_greedy(model, prompt)
-    assert not np.array_equal(answer, before)
-    assert np.array_equal(answer, torch_greedy(other, prompt))
-    out = difference(model, other, prompt)
+    randomize_keras(model, 0.02)
+    save_adapter(model, tmp_path / "adapter")
+    tuned = load_in_peft(base, tmp_path / "adapter")
+    out = difference(model, tuned, ids)
+    assert np.abs(keras_logits(model, ids) - before).max() > 1
+    assert out < 1e-3  # logits of up to 110
+
+    randomize_peft(tuned, 0.02)
+    tuned.save_pretrained(tmp_path / "again")
+    load_adapter(model, tmp_path / "again", "again")
+    set_active_adapters(model, ["again"])
+    back = difference(model, tuned, ids)
     print(f"{name} [{keras.backend.backend()}]: out {out:.2e}, in {back:.2e}")
-    assert max(out, back) < 1e-3
-
-
-def torch_greedy(model, prompt, steps=12):
-    ids = prompt
-    for _ in range(steps):
-        ids = np.append(ids, torch_logits(model, ids)[:, -1:].argmax(-1), 1)
-    return ids
-
-
-def keras_greedy(model, prompt, steps=12):
-    ids, length = prompt, prompt.shape[1] + steps
-    for _ in range(steps):
-        # One length, so that the model is compiled once; causal layers do not see what follows.
-        padded = np.pad(ids, ((0, 0), (0, length - ids.shape[1])))
-        ids = np.append(ids, keras_logits(model, padded)[:, ids.shape[1] - 1, None].argmax(-1), 1)
-    return ids
-
-
-def train_in_peft(model, prompt, steps=4):
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 2e-3)
-    ids = torch.tensor(prompt)
-    model.train()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model(ids, labels=ids).loss.backward()
-        optimizer.step()
-    model.eval()
-
-
-def train_in_keras(model, prompt, steps=4):
-    model.compile(
-        keras.optimizers.Adam(2e-3),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    ids = prompt.astype("int32")
-    inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
-    targets = np.roll(ids, -1, 1)
-    for _ in range(steps):
-        model.train_on_batch(inputs, targets)
+    assert back < 1e-3  # logits of up to 110
