@@ -5,7 +5,8 @@ from typing import Any
 
 import gguf
 import numpy as np
-from tiny_transformers import tiny_transformers
+
+from benchmarks.tiny_transformers import tiny_transformers
 
 ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
 F32 = gguf.GGMLQuantizationType.F32

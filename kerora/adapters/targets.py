@@ -35,6 +35,8 @@ _NOT_PROJECTIONS = (
     "correction_coefs",
     "prediction_coefs",
 )
+# Layers that are never called: their owner multiplies by their kernels itself, past any adapter.
+_BYPASSED = {"Gemma4TextDecoderBlock": ("ffw_gating", "ffw_gating_2", "ffw_linear")}
 # Words in the names of layers that hold no text decoder ("blip2q_former" is BLIP-2's Q-Former).
 _TOWERS = ("vision", "image", "vit", "audio", "former")
 
@@ -102,7 +104,8 @@ def select(
         At least one candidate.
 
     Raises:
-        AdapterError: If a pattern matches no layer, or all matches are excluded.
+        AdapterError: If a pattern matches no layer, all matches are excluded, or an adapter on one
+            of them would be ignored.
     """
     everything = candidates(model)
     if targets is None:
@@ -123,7 +126,25 @@ def select(
         chosen = [c for c in chosen if id(c.layer) not in excluded]
         if not chosen:
             raise AdapterError(f"`exclude` leaves no target. Received: exclude={exclude!r}")
+    _check_called(model, chosen)
     return chosen
+
+
+def _check_called(model: keras.layers.Layer, chosen: list[Candidate]) -> None:
+    bypassed = {
+        id(child): type(parent).__name__
+        for parent, _ in sublayers(model)
+        for child in parent._layers
+        if child.name in _BYPASSED.get(type(parent).__name__, ())
+    }
+    ignored = [candidate for candidate in chosen if id(candidate.layer) in bypassed]
+    if ignored:
+        names = sorted({candidate.layer.name for candidate in ignored})
+        raise AdapterError(
+            f"KerasHub's {bypassed[id(ignored[0].layer)]} multiplies by the kernels of "
+            f"{', '.join(names)} itself and never calls these layers, so an adapter on them would "
+            f"be ignored. Pass `exclude={names!r}`."
+        )
 
 
 def _matching(

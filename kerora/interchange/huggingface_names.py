@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
+from collections import Counter
 from typing import Any
 
 import keras
@@ -18,6 +20,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from kerora.adapters.factorization import layer_kernel_shape
 from kerora.adapters.saved_model import own_class
+from kerora.interchange.model_kinds import model_kind
 from kerora.models.converters import UnroundedArray, converter_of_backbone
 
 WeightKey = tuple[int, str]
@@ -29,19 +32,24 @@ class HuggingFaceWeight:
     """Where the values of a Keras weight lie in its Hugging Face tensor.
 
     For a kernel with contracted axes `i...` and output axes `o...`, whose Hugging Face matrix is
-    `(out, in)`: `kernel[i..., o...] == matrix[rows[o...], columns[i...]]`.
+    `(out, in)`: `kernel[i..., o...] == matrix[rows[o...], columns[i...]]`. A fused matrix, such as
+    GPT-2's `c_attn`, fills several kernels, each from rows of its own.
 
     Attributes:
-        name: Name in the `transformers` causal language model, for example
+        name: Name in the `transformers` model, for example
             `"model.layers.0.self_attn.q_proj.weight"`.
         rows: Row of the matrix for each output position, shape `(o...)`; for a bias, the index of
             each of its values. None where the tensor is used as it is (embeddings, norms).
         columns: Column of the matrix for each input position, shape `(i...)`; None but for kernels.
+        row_count: Number of rows of the whole matrix, or of values of the whole bias.
+        is_transposed: Whether the tensor is stored as `(in, out)`, as in GPT-2's `Conv1D`.
     """
 
     name: str
     rows: np.ndarray | None = None
     columns: np.ndarray | None = None
+    row_count: int = 0
+    is_transposed: bool = False
 
     @property
     def module(self) -> str:
@@ -57,8 +65,8 @@ def huggingface_weights(backbone: keras.Model) -> dict[WeightKey, HuggingFaceWei
 
     Returns:
         Weights by `(id(layer), attribute)`. Empty for a model that KerasHub cannot read from a
-        Hugging Face folder. A weight that is no plain permutation of its tensor (fused or stacked
-        ones) is left out.
+        Hugging Face folder. A weight that is no choice of rows of its matrix (stacked ones) is left
+        out.
 
     Example:
     ```python
@@ -70,11 +78,21 @@ def huggingface_weights(backbone: keras.Model) -> dict[WeightKey, HuggingFaceWei
     converter = converter_of_backbone(backbone)
     if converter is None:
         return {}
-    notes = _Notes("transformer." if own_class(backbone).__name__ == "GPT2Backbone" else "model.")
+    notes = _Notes()
     # A converter may do anything with tensors that are not there; what it named before counts.
     with contextlib.suppress(Exception):
-        converter.convert_weights(_StandIn(backbone), notes, {"model_type": _model_type(backbone)})
-    return notes.weights
+        converter.convert_weights(_StandIn(backbone), notes, _config(backbone))
+    return _layouts(notes.slots, backbone)
+
+
+def _config(backbone: keras.Model) -> dict[str, Any]:
+    # The fields that converters read while they name weights.
+    return {
+        "model_type": _model_type(backbone),
+        "n_embd": getattr(backbone, "hidden_dim", None),
+        "position_embedding_type": getattr(backbone, "position_embedding_type", None),
+        "emb_layer_norm_before": getattr(backbone, "use_pre_layer_norm", False),
+    }
 
 
 def matrix_position(
@@ -107,7 +125,8 @@ class _StandIn:
 
     def __getattr__(self, name: str) -> Any:
         # An int4 kernel would be unpacked by reading the attribute, so it is not read.
-        if name in ("kernel", "embeddings"):
+        # RoBERTa's backbone calls a layer by that name.
+        if name in ("kernel", "embeddings") and not isinstance(self._layer, keras.Model):
             return _Weight(self._layer, name)
         if "norm" in name and not hasattr(self._layer, name):
             # Converters name norms that some configurations leave out.
@@ -148,65 +167,104 @@ class _Weight:
         """Leave the weight as it is."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Slot:
+    """A Keras weight, the name of the tensor that fills it, and how that tensor is turned."""
+
+    name: str
+    weight: _Weight
+    hook: Any
+
+    @property
+    def fan_out(self) -> int:
+        shape = self.weight.shape
+        if self.weight.attribute != "kernel":
+            return math.prod(shape)
+        inputs = _contracted_axes(self.weight.layer)
+        return math.prod(shape[axis] for axis in range(len(shape)) if axis not in inputs)
+
+
 class _Notes:
     """A loader that notes what a converter asks for."""
 
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
-        self.weights: dict[WeightKey, HuggingFaceWeight] = {}
+    def __init__(self) -> None:
+        self.slots: list[_Slot] = []
 
     def get_tensor(self, name: str) -> Any:
         return _Unread()
 
     def port_weight(self, keras_variable: Any, hf_weight_key: str, hook_fn: Any = None) -> None:
-        if not isinstance(keras_variable, _Weight):
-            return
-        # Some converters leave out the name of the model inside the causal language model.
-        is_full = hf_weight_key.startswith((self.prefix, "lm_head."))
-        name = hf_weight_key if is_full else self.prefix + hf_weight_key
-        hook = hook_fn or (lambda tensor, shape: tensor)
+        if isinstance(keras_variable, _Weight):
+            hook = hook_fn or (lambda tensor, shape: tensor)
+            self.slots.append(_Slot(hf_weight_key, keras_variable, hook))
+
+
+def _layouts(slots: list[_Slot], backbone: keras.Model) -> dict[WeightKey, HuggingFaceWeight]:
+    together: Counter[str] = Counter()
+    for slot in slots:
+        together[slot.name] += slot.fan_out
+    result = {}
+    for slot in slots:
+        name = _full_name(slot.name, backbone)
         weight: HuggingFaceWeight | None = HuggingFaceWeight(name)
-        if keras_variable.attribute == "kernel":
-            weight = _kernel_layout(name, keras_variable, hook)
-        elif keras_variable.attribute == "bias":
-            weight = _bias_layout(name, keras_variable, hook)
+        if slot.weight.attribute == "kernel":
+            weight = _kernel_layout(name, slot, together[slot.name])
+        elif slot.weight.attribute == "bias":
+            weight = _bias_layout(name, slot, together[slot.name])
         if weight is not None:
-            self.weights[id(keras_variable.layer), keras_variable.attribute] = weight
+            result[id(slot.weight.layer), slot.weight.attribute] = weight
+    return result
 
 
-def _kernel_layout(name: str, weight: _Weight, hook: Any) -> HuggingFaceWeight | None:
-    layer, shape = weight.layer, weight.shape
-    inputs = _contracted_axes(layer)
+def _full_name(name: str, backbone: keras.Model) -> str:
+    # Some converters leave out the name of the model inside the one with a head, or add it.
+    kind = model_kind(backbone)
+    if getattr(backbone, "vision_encoder", None) is None:
+        name = name.replace("model.language_model.", "model.", 1)
+    if not kind.prefix:
+        return re.sub(r"^(roberta|bert|distilbert|albert|esm)\.", "", name)
+    if name.startswith((kind.prefix, "lm_head.")):
+        return name
+    return kind.prefix + name
+
+
+def _kernel_layout(name: str, slot: _Slot, row_count: int) -> HuggingFaceWeight | None:
+    shape = slot.weight.shape
+    inputs = _contracted_axes(slot.weight.layer)
     outputs = [axis for axis in range(len(shape)) if axis not in inputs]
     fan_in = math.prod(shape[axis] for axis in inputs)
-    fan_out = math.prod(shape[axis] for axis in outputs)
-    row_of_each = np.broadcast_to(np.arange(fan_out)[:, None], (fan_out, fan_in))
-    column_of_each = np.broadcast_to(np.arange(fan_in), (fan_out, fan_in))
-    try:
+    row_of_each = np.broadcast_to(np.arange(row_count)[:, None], (row_count, fan_in))
+    column_of_each = np.broadcast_to(np.arange(fan_in), (row_count, fan_in))
+    for is_transposed in (False, True):
         # Broadcast views go through reshapes and transposes without being copied, so that the
         # largest kernel costs no memory.
-        rows = np.asarray(hook(row_of_each.view(UnroundedArray), list(shape)))
-        columns = np.asarray(hook(column_of_each.view(UnroundedArray), list(shape)))
-    except (ValueError, IndexError, TypeError):
-        return None
-    if rows.shape != shape or columns.shape != shape:
-        return None
-    row = rows[tuple(slice(None) if axis in outputs else 0 for axis in range(len(shape)))]
-    column = columns[tuple(slice(None) if axis in inputs else 0 for axis in range(len(shape)))]
-    if not _constant_along(rows, inputs) or not _constant_along(columns, outputs):
-        return None
-    if not _is_permutation(row) or not _is_permutation(column):
-        return None
-    return HuggingFaceWeight(name, rows=row, columns=column)
+        rows = _turned(slot, row_of_each.T if is_transposed else row_of_each)
+        columns = _turned(slot, column_of_each.T if is_transposed else column_of_each)
+        if rows is None or columns is None:
+            continue
+        row = rows[tuple(slice(None) if axis in outputs else 0 for axis in range(len(shape)))]
+        column = columns[tuple(slice(None) if axis in inputs else 0 for axis in range(len(shape)))]
+        if not _constant_along(rows, inputs) or not _constant_along(columns, outputs):
+            continue
+        if _all_differ(row) and _all_differ(column):
+            return HuggingFaceWeight(name, row, column, row_count, is_transposed)
+    return None
 
 
-def _bias_layout(name: str, weight: _Weight, hook: Any) -> HuggingFaceWeight | None:
-    flat = np.arange(math.prod(weight.shape)).view(UnroundedArray)
+def _bias_layout(name: str, slot: _Slot, row_count: int) -> HuggingFaceWeight | None:
+    rows = _turned(slot, np.arange(row_count))
+    if rows is None or not _all_differ(rows):
+        return None
+    return HuggingFaceWeight(name, rows=rows, row_count=row_count)
+
+
+def _turned(slot: _Slot, tensor: np.ndarray) -> np.ndarray | None:
+    shape = slot.weight.shape
     try:
-        rows = np.asarray(hook(flat, list(weight.shape)))
+        turned = np.asarray(slot.hook(tensor.view(UnroundedArray), list(shape)))
     except (ValueError, IndexError, TypeError):
         return None
-    return HuggingFaceWeight(name, rows=rows) if _is_permutation(rows) else None
+    return turned if turned.shape == shape else None
 
 
 def _contracted_axes(layer: keras.layers.Layer) -> list[int]:
@@ -223,8 +281,8 @@ def _constant_along(values: np.ndarray, axes: list[int]) -> bool:
     return bool((values == first).all())
 
 
-def _is_permutation(values: np.ndarray) -> bool:
-    return bool((np.sort(values, axis=None) == np.arange(values.size)).all())
+def _all_differ(values: np.ndarray) -> bool:
+    return len(np.unique(values)) == values.size
 
 
 class _Unread(NDArrayOperatorsMixin):

@@ -11,6 +11,7 @@ from kerora.adapters.factorization import Factorization
 from kerora.adapters.lora import EmbeddingLora, LinearLora, LoraAdapter
 from kerora.adapters.targets import Candidate, candidates, sublayers
 from kerora.interchange.huggingface_names import HuggingFaceWeight, huggingface_weights
+from kerora.interchange.model_kinds import model_kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +22,13 @@ class NamedLayer:
         candidate: The layer and its Keras path.
         module: Name of its `transformers` module, or its Keras path where it has none.
         weight: Where its kernel or table lies in the Hugging Face tensor; None where it has none.
+        head: Name of the module that gives the model's logits; None where none does.
     """
 
     candidate: Candidate
     module: str
     weight: HuggingFaceWeight | None
+    head: str | None = None
 
     @property
     def is_embedding(self) -> bool:
@@ -35,7 +38,13 @@ class NamedLayer:
     @property
     def is_tied(self) -> bool:
         """Whether the layer also gives the logits."""
-        return bool(getattr(self.candidate.layer, "tie_weights", False))
+        return self.head is not None and bool(getattr(self.candidate.layer, "tie_weights", False))
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the module is a fused one, of which the layer is some rows."""
+        rows = None if self.weight is None else self.weight.rows
+        return self.weight is not None and rows is not None and rows.size < self.weight.row_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,21 +55,25 @@ class NamedBias:
         variable: The Keras variable.
         module: Name of the module that holds it.
         order: Index, in the Hugging Face vector, of each of its values.
+        size: Number of values of the Hugging Face vector, which a fused bias shares with others.
     """
 
     variable: keras.Variable
     module: str
     order: np.ndarray
+    size: int
 
 
 def named_layers(model: keras.Model) -> list[NamedLayer]:
     """The layers of a model that can hold an adapter, in a fixed order."""
     weights = _weights(model)
+    head = model_kind(getattr(model, "backbone", model)).head
     result = []
     for candidate in candidates(model):
         is_table = isinstance(candidate.layer, keras.layers.Embedding)
         weight = weights.get((id(candidate.layer), "embeddings" if is_table else "kernel"))
-        result.append(NamedLayer(candidate, weight.module if weight else candidate.path, weight))
+        module = weight.module if weight else candidate.path
+        result.append(NamedLayer(candidate, module, weight, head))
     return result
 
 
@@ -70,28 +83,29 @@ def named_biases(model: keras.Model) -> list[NamedBias]:
     paths = {id(candidate.layer): candidate.path for candidate in candidates(model)}
     result = []
     for layer, _ in sublayers(model):
-        bias = getattr(layer, "bias", None)
-        if not isinstance(bias, keras.Variable):
-            continue
-        weight = weights.get((id(layer), "bias"))
-        if weight is not None and weight.rows is not None:
-            result.append(NamedBias(bias, weight.module, weight.rows))
-        else:
-            order = np.arange(int(np.prod(bias.shape))).reshape(bias.shape)
-            result.append(NamedBias(bias, paths.get(id(layer), layer.path), order))
+        # A normalisation's `beta` is a bias to `transformers`.
+        for attribute in ("bias", "beta"):
+            bias = getattr(layer, attribute, None)
+            if not isinstance(bias, keras.Variable):
+                continue
+            size = int(np.prod(bias.shape))
+            order = np.arange(size).reshape(bias.shape)
+            weight = weights.get((id(layer), attribute))
+            if weight is not None and weight.rows is not None:
+                result.append(NamedBias(bias, weight.module, weight.rows, weight.row_count))
+            elif weight is not None:
+                result.append(NamedBias(bias, weight.module, order, size))
+            elif attribute == "bias":
+                result.append(NamedBias(bias, paths.get(id(layer), layer.path), order, size))
     return result
-
-
-def peft_shapes(layer: NamedLayer, adapter: LoraAdapter) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the two PEFT matrices of an adapter: A, then B."""
-    return tuple(matrix.shape for matrix in to_peft(layer, adapter))
 
 
 def to_peft(layer: NamedLayer, adapter: LoraAdapter) -> tuple[np.ndarray, np.ndarray]:
     """The factors of an adapter as PEFT's matrices.
 
     Returns:
-        A as `(rank, in)` and B as `(out, rank)`, float32; an embedding's `in` is its vocabulary.
+        A as `(rank, in)` and B as `(out, rank)`, float32; an embedding's `in` is its vocabulary. In
+        a part of a fused module B is zero in the rows of the others.
     """
     a, b = (
         keras.ops.convert_to_numpy(variable) for variable in (adapter.kernel_a, adapter.kernel_b)
@@ -106,7 +120,8 @@ def to_peft(layer: NamedLayer, adapter: LoraAdapter) -> tuple[np.ndarray, np.nda
     if layer.weight is None:
         return np.ascontiguousarray(a), np.ascontiguousarray(b)
     columns, rows = _order(layer.weight)
-    a_matrix, b_matrix = np.empty_like(a), np.empty_like(b)
+    a_matrix = np.empty_like(a)
+    b_matrix = np.zeros((*b.shape[:-2], layer.weight.row_count, rank), b.dtype)
     a_matrix[..., columns] = a
     b_matrix[..., rows, :] = b
     return a_matrix, b_matrix
@@ -141,10 +156,8 @@ def matrix_shapes(
         table = layer.candidate.layer
         return (rank, table.input_dim), (table.output_dim, rank)
     batch = _batch_shape(factorization)
-    return (
-        (*batch, rank, factorization.contracted_size),
-        (*batch, factorization.output_size, rank),
-    )
+    rows = factorization.output_size if layer.weight is None else layer.weight.row_count
+    return (*batch, rank, factorization.contracted_size), (*batch, rows, rank)
 
 
 def _weights(model: keras.Model) -> dict[tuple[int, str], HuggingFaceWeight]:

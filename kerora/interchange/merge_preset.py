@@ -23,20 +23,16 @@ import keras_hub
 import ml_dtypes
 import numpy as np
 
+from kerora.adapters.config import LoraConfig
 from kerora.adapters.errors import AdapterError
 from kerora.adapters.factorization import layer_kernel_shape
 from kerora.adapters.targets import sublayers
 from kerora.interchange.contents import AdapterContents
+from kerora.interchange.factors import by_module, factorization_of, layer_factors, part_rank
 from kerora.interchange.fingerprint import preset_difference
 from kerora.interchange.huggingface_folder import check_inside
 from kerora.interchange.merge_changes import BLOCK
-from kerora.interchange.peft import (
-    biases_in_file,
-    check_loadable,
-    factorization_of,
-    factors_in_file,
-    layers_in_file,
-)
+from kerora.interchange.peft import biases_in_file, check_loadable, layers_in_file
 from kerora.models.converters import matrices_left_empty
 from kerora.models.errors import ModelSourceError
 
@@ -217,12 +213,16 @@ class _Plan:
             raise AdapterError(
                 f"{contents.folder} holds trained biases that this preset does not store as such."
             )
+        modules = by_module(layers)
         for named in layers:
-            rank = contents.config.rank_of(named.module)
+            rank = part_rank(contents, named)
             factorization = factorization_of(named, rank)
             join = "vr,rd->vd" if factorization is None else factorization.join
             path = f"{paths[id(named.candidate.layer)]}/0"
-            self.sums[path] = _Sum(join, *factors_in_file(contents, named, rank, 1.0))
+            config = LoraConfig(rank=rank, alpha=rank)
+            self.sums[path] = _Sum(
+                join, *layer_factors(contents, named, modules[named.module], config)
+            )
             layer = named.candidate.layer
             self.shapes[path] = (
                 (layer.input_dim, layer.output_dim)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from typing import Any
 
@@ -15,30 +16,26 @@ import keras
 import numpy as np
 
 from kerora.adapters import AdapterError, LoraConfig, adapter_configs, add_adapter
-from kerora.adapters.factorization import (
-    Factorization,
-    factorize,
-    layer_equation,
-    layer_kernel_shape,
-)
 from kerora.adapters.host import get_adapter, is_host
 from kerora.adapters.targets import select
 from kerora.interchange.atomic_folder import replaced_folder
 from kerora.interchange.contents import PREFIX, TENSOR_FILE, AdapterContents, inspect_adapter
+from kerora.interchange.factors import (
+    by_module,
+    joined,
+    layer_factors,
+    module_tensors,
+    part_rank,
+    parts_in_file,
+)
 from kerora.interchange.fingerprint import difference, fingerprint
 from kerora.interchange.keras_lora import load_keras_lora
-from kerora.interchange.layer_names import (
-    NamedLayer,
-    from_peft,
-    matrix_shapes,
-    named_biases,
-    named_layers,
-    to_peft,
-)
+from kerora.interchange.layer_names import NamedLayer, named_biases, named_layers
+from kerora.interchange.model_kinds import model_kind
 from kerora.interchange.peft_config import PeftConfig, most_common, write_config
 from kerora.interchange.tensor_file import write_tensors
 
-_TIED_HEAD = "lm_head"
+_ROUTER = r"\.(mlp\.gate|mlp\.router|block_sparse_moe\.gate)$"
 
 
 def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str = "default") -> None:
@@ -71,15 +68,19 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
         raise AdapterError(
             f"No adapter named {name!r}. This model holds: {list(adapter_configs(model))}"
         )
-    adapters = {layer.module: get_adapter(layer.candidate.layer, name) for layer in held}
-    if len(adapters) < len(held):
-        raise AdapterError("Two adapted layers have the same name, so a file cannot hold both.")
+    adapters = {id(layer): get_adapter(layer.candidate.layer, name) for layer in held}
     config: LoraConfig = next(iter(adapters.values())).config
     _check_all_saved(model, config)
+    _check_expressible(held)
+    _check_tables(model, held)
+    modules = by_module(held)
     tensors: dict[str, np.ndarray] = {}
-    for layer in held:
-        tensors.update(_factor_tensors(layer, *to_peft(layer, adapters[layer.module])))
-    tensors.update(_bias_tensors(model, config, set(adapters)))
+    for parts in modules.values():
+        tensors |= module_tensors(parts[0], *joined(parts, [adapters[id(part)] for part in parts]))
+    tensors.update(_bias_tensors(model, config, set(modules)))
+    # A fused module holds the adapters of its layers side by side.
+    fused = {module: parts for module, parts in modules.items() if parts[0].is_part}
+    alpha = config.scale * config.rank
     base = fingerprint(model)
     notes = {
         "version": 1,
@@ -87,21 +88,26 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
         "quantization": _quantization(layers),
         "targets": config.targets,
         "exclude": config.exclude,
+        "parts": _part_numbers(layers, fused),
     }
     is_named = all(layer.weight is not None for layer in held)
     peft_config = PeftConfig(
         rank=config.rank,
-        alpha=config.scale * config.rank,
+        alpha=alpha,
         dropout=config.dropout,
         bias=config.bias,
+        rank_pattern={module: config.rank * len(parts) for module, parts in fused.items()},
+        alpha_pattern={module: alpha * len(parts) for module, parts in fused.items()},
         ensure_weight_tying=any(layer.is_embedding and layer.is_tied for layer in held),
+        fan_in_fan_out=any(layer.weight and layer.weight.is_transposed for layer in held),
+        task_type=model_kind(getattr(model, "backbone", model)).task_type,
         base=getattr(model, "source", None),
         named_by=None if is_named else str(base["backbone"]),
     )
     with replaced_folder(folder) as new:
         metadata = {"format": "pt", "kerora": json.dumps(notes, sort_keys=True)}
         write_tensors(new / TENSOR_FILE, tensors, metadata)
-        write_config(new, peft_config, adapters, [layer.module for layer in layers])
+        write_config(new, peft_config, modules, [layer.module for layer in layers])
 
 
 def load_adapter(
@@ -144,24 +150,54 @@ def load_adapter(
     _check_base(model, contents, force)
     biases = biases_in_file(model, contents)
     config = _lora_config(model, contents, layers)
-    values = {
-        layer.module: factors_in_file(contents, layer, config.rank, config.scale)
-        for layer in layers
-    }
+    modules = by_module(layers)
+    values = [layer_factors(contents, layer, modules[layer.module], config) for layer in layers]
     add_adapter(model, config, name)
-    for layer in layers:
+    for layer, (kernel_a, kernel_b) in zip(layers, values, strict=True):
         adapter = get_adapter(layer.candidate.layer, name)
-        for variable, value in zip(
-            (adapter.kernel_a, adapter.kernel_b), values[layer.module], strict=True
-        ):
-            variable.assign(value)
-    for variable, value in biases:
-        variable.assign(value)
+        adapter.kernel_a.assign(kernel_a)
+        adapter.kernel_b.assign(kernel_b)
+    for variable, bias in biases:
+        variable.assign(bias)
 
 
 def _holds(layer: NamedLayer, name: str) -> bool:
     host = layer.candidate.layer
     return is_host(host) and name in host.adapter_names
+
+
+def _check_expressible(layers: list[NamedLayer]) -> None:
+    routers = [layer.module for layer in layers if re.search(_ROUTER, layer.module)]
+    if routers:
+        raise AdapterError(
+            f"'{routers[0]}' is a router, which `transformers` keeps as a bare parameter and no "
+            "layer that PEFT could adapt. Leave routers out of `targets`; what was trained can be "
+            "saved with `model.save`, or merged into the model with `kerora.merge_adapter`."
+        )
+
+
+def _check_tables(model: keras.Model, layers: list[NamedLayer]) -> None:
+    # PEFT knows a tied table by its last name; encoder and decoder share one that kerora has twice.
+    kind = model_kind(getattr(model, "backbone", model))
+    for layer in layers:
+        if not layer.is_embedding or layer.weight is None:
+            continue
+        is_unknown = layer.is_tied and not layer.module.endswith("embed_tokens")
+        if is_unknown or kind.task_type == "SEQ_2_SEQ_LM":
+            raise AdapterError(
+                f"PEFT has no way to adapt the table '{layer.module}' together with what is tied "
+                "to it, as kerora does. Leave it out of `targets`."
+            )
+
+
+def _part_numbers(
+    layers: list[NamedLayer], fused: dict[str, list[NamedLayer]]
+) -> dict[str, list[int]]:
+    everything = by_module([layer for layer in layers if layer.module in fused])
+    return {
+        module: [everything[module].index(part) for part in parts]
+        for module, parts in fused.items()
+    }
 
 
 def _check_all_saved(model: keras.Model, config: LoraConfig) -> None:
@@ -185,31 +221,19 @@ def _check_all_saved(model: keras.Model, config: LoraConfig) -> None:
         )
 
 
-def _factor_tensors(layer: NamedLayer, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
-    key = PREFIX + layer.module
-    if not layer.is_embedding:
-        return {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
-    tensors = {f"{key}.lora_embedding_A": a, f"{key}.lora_embedding_B": b}
-    if layer.is_tied and layer.weight is not None:
-        # PEFT keeps the tied head's factors under a name of their own.
-        head = PREFIX + _TIED_HEAD
-        tensors |= {f"{head}.lora_A.weight": b.T, f"{head}.lora_B.weight": a.T}
-    return tensors
-
-
 def _bias_tensors(
     model: keras.Model, config: LoraConfig, adapted: set[str]
 ) -> dict[str, np.ndarray]:
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for bias in named_biases(model):
         is_adapted = bias.module in adapted
         if config.bias == "all" or (config.bias == "lora_only" and is_adapted):
-            value = np.empty(bias.order.size, "float32")
+            middle = ".base_layer" if is_adapted else ""
+            key = f"{PREFIX}{bias.module}{middle}.bias"
+            value = tensors.setdefault(key, np.zeros(bias.size, "float32"))
             value[bias.order.ravel()] = keras.ops.convert_to_numpy(
                 keras.ops.cast(bias.variable, "float32")
             ).ravel()
-            middle = ".base_layer" if is_adapted else ""
-            tensors[f"{PREFIX}{bias.module}{middle}.bias"] = value
     return tensors
 
 
@@ -224,12 +248,11 @@ def check_loadable(contents: AdapterContents) -> None:
     Raises:
         AdapterError: If it is one.
     """
-    for name in ("fan_in_fan_out", "modules_to_save"):
-        if value := getattr(contents.config, name):
-            raise AdapterError(
-                f"{contents.folder}: kerora cannot load an adapter with `{name}`. Received: "
-                f"{name}={value!r}. Merge it into the base's folder: `kerora merge`."
-            )
+    if modules := contents.config.modules_to_save:
+        raise AdapterError(
+            f"{contents.folder}: kerora cannot load an adapter with `modules_to_save`. Received: "
+            f"{modules!r}. Merge it into the base's folder: `kerora merge`."
+        )
 
 
 def layers_in_file(model: keras.Model, contents: AdapterContents) -> list[NamedLayer]:
@@ -238,22 +261,23 @@ def layers_in_file(model: keras.Model, contents: AdapterContents) -> list[NamedL
     Raises:
         AdapterError: If the model has no layer for some of them.
     """
-    layers = {layer.module: layer for layer in named_layers(model)}
-    found = [layer for module, layer in layers.items() if module in contents.factors]
-    tied = [layer for layer in found if layer.is_embedding and layer.is_tied]
-    missing = set(contents.factors) - set(layers)
-    if tied and layers[tied[0].module].weight is not None:
-        _check_tied(contents, tied[0])
-        missing.discard(_TIED_HEAD)
+    layers = named_layers(model)
+    found = [layer for layer in layers if layer.module in contents.factors]
+    missing = set(contents.factors) - {layer.module for layer in layers}
+    for table in found:
+        if table.is_embedding and table.is_tied and table.weight is not None:
+            _check_tied(contents, table)
+            missing.discard(table.head or "")
     if missing:
         some = ", ".join(sorted(missing)[:3])
-        example = next(iter(layers), "none")
+        example = layers[0].module if layers else "none"
         raise AdapterError(
             f"{contents.folder / TENSOR_FILE}: this model has no layer for {len(missing)} of the "
             f"{len(contents.factors)} adapted modules: {some}{', …' if len(missing) > 3 else ''}. "
             f"Its own are named like '{example}'."
         )
-    return found
+    _check_tables(model, found)
+    return parts_in_file(contents, found)
 
 
 def _check_tied(contents: AdapterContents, table: NamedLayer) -> None:
@@ -264,13 +288,13 @@ def _check_tied(contents: AdapterContents, table: NamedLayer) -> None:
             f"{file} adapts '{table.module}' of a model with tied embeddings, but without "
             "`ensure_weight_tying`: its logits would stay the base's. kerora adapts both or none."
         )
-    head = contents.factors.get(_TIED_HEAD)
+    head = contents.factors.get(table.head or "")
     a, b = contents.factors[table.module]
     if head is not None and not (
         head[0].shape == b.T.shape and np.array_equal(head[0], b.T) and np.array_equal(head[1], a.T)
     ):
         raise AdapterError(
-            f"{file}: the factors of '{_TIED_HEAD}' and '{table.module}' differ, though the model "
+            f"{file}: the factors of '{table.head}' and '{table.module}' differ, though the model "
             "ties the two."
         )
 
@@ -297,18 +321,21 @@ def biases_in_file(
     if not contents.biases:
         return []
     file = contents.folder / TENSOR_FILE
-    known = {bias.module: bias for bias in named_biases(model)}
     result = []
-    for module, value in contents.biases.items():
-        bias = known.get(module)
-        if bias is None:
-            raise AdapterError(f"{file}: this model has no bias in '{module}'.")
-        if value.shape != (bias.order.size,):
+    missing = dict(contents.biases)
+    for bias in named_biases(model):
+        value = contents.biases.get(bias.module)
+        if value is None:
+            continue
+        missing.pop(bias.module, None)
+        if value.shape != (bias.size,):
             raise AdapterError(
-                f"{file}: the bias of '{module}' must have shape ({bias.order.size},). "
+                f"{file}: the bias of '{bias.module}' must have shape ({bias.size},). "
                 f"Received: {value.shape}"
             )
         result.append((bias.variable, value[bias.order].reshape(bias.variable.shape)))
+    if missing:
+        raise AdapterError(f"{file}: this model has no bias in '{next(iter(missing))}'.")
     return result
 
 
@@ -316,7 +343,7 @@ def _lora_config(
     model: keras.Model, contents: AdapterContents, layers: list[NamedLayer]
 ) -> LoraConfig:
     read = contents.config
-    rank = max(read.rank_of(layer.module) for layer in layers)
+    rank = max(part_rank(contents, layer) for layer in layers)
     scale = most_common(read.scale_of(layer.module) for layer in layers)
     wanted = {id(layer.candidate.layer) for layer in layers}
     config = LoraConfig(
@@ -344,42 +371,3 @@ def _selected(model: keras.Model, targets: Any, exclude: Any) -> set[int]:
         return {id(candidate.layer) for candidate in select(model, targets, exclude)}
     except AdapterError:
         return set()
-
-
-def factors_in_file(
-    contents: AdapterContents, layer: NamedLayer, given_rank: int, scale: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """A layer's A and B in its own axes, filled up to `given_rank`, for a delta `scale · A·B`.
-
-    Raises:
-        AdapterError: If they do not fit the layer.
-    """
-    file, module = contents.folder / TENSOR_FILE, layer.module
-    rank = contents.config.rank_of(module)
-    factorization = factorization_of(layer, rank)
-    for letter, matrix, expected in zip(
-        "AB", contents.factors[module], matrix_shapes(layer, factorization, rank), strict=True
-    ):
-        if matrix.shape != expected:
-            raise AdapterError(
-                f"{file}: factor {letter} of '{module}' must have shape {expected} (rank {rank}). "
-                f"Received: {matrix.shape}"
-            )
-        if not np.isfinite(matrix).all():
-            raise AdapterError(f"{file}: factor {letter} of '{module}' holds NaN or infinity.")
-    a, b = contents.factors[module]
-    missing = given_rank - rank
-    if missing:
-        a = np.concatenate([a, np.zeros((*a.shape[:-2], missing, a.shape[-1]), a.dtype)], -2)
-        b = np.concatenate([b, np.zeros((*b.shape[:-1], missing), b.dtype)], -1)
-        factorization = factorization_of(layer, given_rank)
-    ratio = contents.config.scale_of(module) / scale
-    return from_peft(layer, factorization, a, b if ratio == 1 else b * np.float32(ratio))
-
-
-def factorization_of(layer: NamedLayer, rank: int) -> Factorization | None:
-    """How a layer's kernel splits; None for an embedding."""
-    if layer.is_embedding:
-        return None
-    host = layer.candidate.layer
-    return factorize(layer_equation(host), layer_kernel_shape(host), rank)

@@ -69,9 +69,10 @@ class PeftConfig:
         ensure_weight_tying: Whether an adapted table also changes the tied logits.
         rank_pattern: Rank by module name or regular expression.
         alpha_pattern: Alpha by module name or regular expression.
-        fan_in_fan_out: Whether the adapted matrices are stored as `(in, out)`, as GPT-2's are.
         modules_to_save: Names of modules that were trained whole and are stored so.
         base: Name or folder of the base.
+        fan_in_fan_out: Whether the adapted matrices are stored as `(in, out)`, as GPT-2's are.
+        task_type: What PEFT wraps the model as.
         named_by: Class whose Keras paths name the layers; None where `transformers` names them.
     """
 
@@ -83,9 +84,10 @@ class PeftConfig:
     ensure_weight_tying: bool = False
     rank_pattern: dict[str, int] = dataclasses.field(default_factory=dict)
     alpha_pattern: dict[str, float] = dataclasses.field(default_factory=dict)
-    fan_in_fan_out: bool = False
     modules_to_save: tuple[str, ...] = ()
     base: str | None = None
+    fan_in_fan_out: bool = False
+    task_type: str = "CAUSAL_LM"
     named_by: str | None = None
 
     def rank_of(self, module: str) -> int:
@@ -96,6 +98,14 @@ class PeftConfig:
         """The factor on one module's `A·B`."""
         rank, alpha = self.rank_of(module), _matching(self.alpha_pattern, module, self.alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def _targets(config: PeftConfig, adapted: list[str], all_modules: list[str]) -> list[str]:
+    # `transformers` gives encoders layers, such as poolers, that KerasHub leaves out: a short name
+    # could mean one of them too.
+    if config.task_type != "CAUSAL_LM":
+        return sorted(adapted)
+    return _short_names(adapted, all_modules)
 
 
 def write_config(
@@ -114,7 +124,7 @@ def write_config(
         "auto_mapping": None,
         "base_model_name_or_path": config.base,
         "bias": config.bias,
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": config.fan_in_fan_out,
         "inference_mode": True,
         "init_lora_weights": True,
         "layers_pattern": None,
@@ -126,8 +136,8 @@ def write_config(
         "r": config.rank,
         "rank_pattern": config.rank_pattern,
         "revision": None,
-        "target_modules": _short_names(list(adapted), list(all_modules)),
-        "task_type": "CAUSAL_LM",
+        "target_modules": _targets(config, list(adapted), list(all_modules)),
+        "task_type": config.task_type,
         "use_dora": False,
         "use_rslora": config.use_rslora,
     }

@@ -6,12 +6,14 @@ KerasHub keeps them private, so this is the one file that reaches for them.
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 import keras
+import keras_hub
 import numpy as np
 
 from kerora.adapters.saved_model import own_class
@@ -19,6 +21,13 @@ from kerora.models.errors import ModelSourceError
 
 _TIED_HEAD = "lm_head.weight"
 _TABLE = "embed_tokens.weight"
+_INNER = "model.language_model."
+_ENCODER_NAMES = ("roberta.", "albert.", "distilbert.")
+# The shapes of four-bit blocks and their scales that unpack to a tensor of a given shape.
+_PACKED = {
+    "_blocks": lambda experts, inputs, outputs: (experts, outputs, inputs // 2, 1),
+    "_scales": lambda experts, inputs, outputs: (experts, outputs, inputs // 2),
+}
 
 
 class UnroundedArray(np.ndarray):
@@ -64,6 +73,46 @@ def preset_file(source: str, name: str) -> str | None:
         return get_file(source, name)
     except FileNotFoundError:
         return None
+
+
+def empty_backbone(source: str, config: dict[str, Any], **kwargs: Any) -> keras.Model:
+    """The backbone for a Hugging Face configuration, without its weights.
+
+    Args:
+        source: The folder or handle that the configuration belongs to.
+        config: Its completed `config.json`.
+        **kwargs: Arguments for the backbone's constructor that replace the converter's.
+    """
+    from keras_hub.src.utils.transformers.preset_loader import TransformersPresetLoader
+
+    loader = TransformersPresetLoader(source, config)
+    return loader.load_backbone(loader.check_backbone_class(), load_weights=False, **kwargs)
+
+
+def causal_lm(source: str, config: dict[str, Any], backbone: keras.Model, **kwargs: Any) -> Any:
+    """The causal language model around a backbone, with the folder's tokenizer.
+
+    Args:
+        source: The folder or handle that the tokenizer is read from.
+        config: Its completed `config.json`.
+        backbone: The backbone.
+        **kwargs: `preprocessor` (None for none) and what the task's constructor takes.
+
+    Raises:
+        ModelSourceError: If KerasHub has no causal language model around such a backbone.
+    """
+    from keras_hub.src.utils.transformers.preset_loader import TransformersPresetLoader
+
+    loader = TransformersPresetLoader(source, config)
+    # Of two classes around one backbone KerasHub's own search takes either.
+    name = loader.check_backbone_class().__name__.replace("Backbone", "CausalLM")
+    kind = getattr(keras_hub.models, name, None)
+    if kind is None or config["model_type"].endswith("_assistant"):
+        raise ModelSourceError(
+            f"KerasHub has no causal language model of type '{config['model_type']}'. Its "
+            "backbone alone is loaded by `kerora.models.loading.load_backbone`."
+        )
+    return loader.load_task(kind, False, False, backbone=backbone, **kwargs)
 
 
 def converter_of_type(model_type: str) -> ModuleType:
@@ -147,17 +196,43 @@ def load_weights(
         def __init__(self, preset: str) -> None:
             super().__init__(preset)
             self.taken: set[str] = set()
+            self.stood_in: set[str] = set()
 
         def get_tensor(self, hf_weight_key):
             if hf_weight_key == _TIED_HEAD and text_config(config).get("tie_word_embeddings"):
                 # The head of a tied model is not stored twice.
                 hf_weight_key = f"model.{_TABLE}"
-            if tensors is None:
-                tensor = super().get_tensor(hf_weight_key)
-            else:
-                tensor = tensors[self.get_prefixed_key(hf_weight_key, tensors)]
+            try:
+                tensor = self.stored(hf_weight_key)
+            except (SafetensorError, KeyError):
+                tensor = self.stand_in(hf_weight_key)
             self.taken.add(hf_weight_key)
             return tensor.view(UnroundedArray)
+
+        def stored(self, key: str) -> np.ndarray:
+            if tensors is None:
+                return super().get_tensor(key)
+            return tensors[self.get_prefixed_key(key, tensors)]
+
+        def stand_in(self, key: str) -> np.ndarray:
+            # A language model alone is stored without the name that it has inside one that sees.
+            if key.startswith(_INNER):
+                key = "model." + key.removeprefix(_INNER)
+                self.taken.add(key)
+                return self.stored(key)
+            if key.startswith(_ENCODER_NAMES):
+                # A bare encoder is stored without the name that it has below a head.
+                key = key.partition(".")[2]
+                self.taken.add(key)
+                return self.stored(key)
+            for ending, shape in _PACKED.items():
+                if key.endswith(ending):
+                    # GPT-OSS's experts as plain tensors; `load_plain_experts` fills them in.
+                    self.stood_in.add(key)
+                    plain = self.stored(key.removesuffix(ending))
+                    experts, inputs, outputs = plain.shape
+                    return np.zeros(shape(experts, inputs, outputs), "uint8")
+            return self.stored(key)
 
         def port_weight(self, keras_variable, hf_weight_key, hook_fn=None):
             tensor = self.get_tensor(hf_weight_key)
@@ -171,12 +246,37 @@ def load_weights(
     jax_memory_cleanup(backbone)
     try:
         with _Loader(source) as loader:
-            converter_of_type(config["model_type"]).convert_weights(backbone, loader, config)
+            # Qwen 3.5's converter prints an audit of its own.
+            with contextlib.redirect_stdout(io.StringIO()):
+                converter_of_type(config["model_type"]).convert_weights(backbone, loader, config)
+            if config["model_type"] == "roberta":
+                _add_token_type(backbone, loader)
+            if config["model_type"] == "gpt_oss":
+                _load_plain_experts(backbone, loader)
             files = [tensors] if tensors is not None else loader.safetensor_files.values()
             held = {name for file in files for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, KeyError) as error:
         raise ModelSourceError(f"The weights of '{source}' cannot be read: {error}") from error
+    if text_config(config).get("tie_word_embeddings"):
+        loader.taken.add(_TIED_HEAD)
     _check_all_taken(source, held, loader.taken)
+
+
+def _add_token_type(backbone: keras.Model, loader: Any) -> None:
+    # KerasHub's RoBERTa has no token types; `transformers` adds the first one's to every token.
+    first = loader.get_tensor("roberta.embeddings.token_type_embeddings.weight")[0]
+    positions = backbone.embeddings.position_embedding.position_embeddings
+    positions.assign(keras.ops.convert_to_numpy(positions) + np.asarray(first, "float32"))
+
+
+def _load_plain_experts(backbone: keras.Model, loader: Any) -> None:
+    # KerasHub reads GPT-OSS's experts in four bits only; transformers also saves them whole.
+    for index, block in enumerate(backbone.transformer_layers):
+        experts = block.sparse_moe_block.experts
+        for name in ("gate_up_proj", "down_proj"):
+            key = f"model.layers.{index}.mlp.experts.{name}"
+            if f"{key}_blocks" in loader.stood_in:
+                getattr(experts, name).assign(np.asarray(loader.get_tensor(key)))
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +289,8 @@ def _check_all_taken(source: str, held: set[str], taken: set[str]) -> None:
     left = sorted(
         name
         for name in held
-        if re.search(r"(^|\.)layers\.\d+\.", name)
+        if (re.search(r"(^|\.)(layers|layer|h)\.\d+\.", name) or name == _TIED_HEAD)
+        and not re.match(r"mtp\.", name)
         and not name.endswith("inv_freq")
         and not any(name == key or name.endswith("." + key) for key in taken)
     )

@@ -8,9 +8,19 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 |---|---|
 | `rms_norm_eps` | Llama, Gemma, Gemma 2; inside the blocks also Gemma 3 and Qwen 3 |
 | `rope_parameters` (Llama 3 scaling) | Llama, when written by transformers 5 |
+| `rope_parameters` (YaRN) | GPT-OSS, when written by transformers 5 |
 | `rope_theta` | Gemma, Gemma 2, Gemma 3 |
 | `query_pre_attn_scalar` | Gemma 2, Gemma 3 (always taken as `head_dim`) |
-| `use_sliding_window` | Qwen 2, Qwen 3 (their fused attention has no window): refused |
+| `use_sliding_window` | Qwen 2, Qwen 3 and their MoE forms: refused |
+| `tie_word_embeddings` | Qwen 2 MoE |
+| `mlp_only_layers`, `decoder_sparse_step` | Qwen 2 MoE, Qwen 3 MoE: refused |
+| `layer_types` | GPT-OSS (takes the odd layers as the sliding ones, and a window one wider) |
+| `tie_word_embeddings` false | SmolLM3, GPT-2: refused |
+| `layer_norm_epsilon`, `n_inner` | GPT-2 |
+| `layer_norm_eps` | BERT, RoBERTa, XLM-RoBERTa, ALBERT |
+| `hidden_act` `gelu` (taken as its approximation) | BERT |
+| `token_type_embeddings` | RoBERTa |
+| `hidden_act` other than GELU | encoders: refused |
 """
 
 from __future__ import annotations
@@ -24,8 +34,20 @@ from kerora.models.converters import text_config
 from kerora.models.errors import ModelSourceError
 
 _GEMMA = ("gemma", "gemma2", "gemma3", "gemma3_text")
-_ROTARY = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
-_MENDED = (*_ROTARY, "gemma3", "gemma3_text")
+_WITH_EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe")
+_ROTARY = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "smollm3", *_WITH_EXPERTS)
+_MENDED = (*_ROTARY, "gemma3", "gemma3_text", "gpt_oss")
+# Their layers take the size of a head as hidden size / heads.
+_FIXED_HEAD = ("llama", "qwen2", "mixtral", "qwen2_moe", "smollm3")
+_LINEAR_SCALING = ("mistral", "qwen2", "qwen3", *_WITH_EXPERTS)
+# The field of the epsilon of LayerNormalization, and its default.
+_LAYER_NORM_EPSILON = {
+    "gpt2": ("layer_norm_epsilon", 1e-5),
+    "bert": ("layer_norm_eps", 1e-12),
+    "roberta": ("layer_norm_eps", 1e-12),
+    "xlm-roberta": ("layer_norm_eps", 1e-12),
+    "albert": ("layer_norm_eps", 1e-12),
+}
 _DEFAULT_THETA = 10_000.0
 
 
@@ -39,15 +61,37 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
         ModelSourceError: For a value that KerasHub's backbone cannot express.
     """
     family, text = config["model_type"], text_config(config)
+    if family == "gpt2":
+        return _gpt2_arguments(text)
+    if family in _LAYER_NORM_EPSILON or family == "distilbert":
+        field = "activation" if family == "distilbert" else "hidden_act"
+        approximate = ("gelu_new", "gelu_pytorch_tanh")
+        expected = {"gpt2": approximate, "albert": approximate, "bert": ("gelu", *approximate)}.get(
+            family, ("gelu",)
+        )
+        if text.get(field, expected[0]) not in expected:
+            raise inexpressible(family, field, text[field], expected[0])
     if family not in _MENDED:
         return {}
     _check_head(family, text)
-    if family in ("qwen2", "qwen3") and text.get("use_sliding_window"):
-        raise _inexpressible(family, "use_sliding_window", True, False)
+    if family.startswith(("qwen", "smollm")) and text.get("use_sliding_window"):
+        raise inexpressible(family, "use_sliding_window", True, False)
     _check_activation(family, text)
     arguments: dict[str, Any] = {"layer_norm_epsilon": text.get("rms_norm_eps", 1e-6)}
     if family in _ROTARY:
         arguments.update(_rotary_arguments(family, _rope(text)))
+    if family in ("qwen2_moe", "qwen3_moe"):
+        for field, value in (("mlp_only_layers", []), ("decoder_sparse_step", 1)):
+            if (text.get(field) or value) != value:
+                raise inexpressible(family, field, text[field], value)
+        arguments["tie_word_embeddings"] = bool(text.get("tie_word_embeddings", False))
+    if family == "qwen3_moe":
+        # Its attention has a window wherever it is given one.
+        arguments["sliding_window_size"] = None
+    if family == "smollm3" and not text.get("tie_word_embeddings", True):
+        raise inexpressible(family, "tie_word_embeddings", False, True)
+    if family == "gpt_oss":
+        arguments["rope_scaling_factor"] = _yarn_factor(family, _rope(text))
     return arguments
 
 
@@ -62,8 +106,19 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
         ModelSourceError: For a value that KerasHub's backbone cannot express.
     """
     family, text = config["model_type"], text_config(config)
+    if family in _LAYER_NORM_EPSILON:
+        field, default = _LAYER_NORM_EPSILON[family]
+        for layer, _ in sublayers(backbone):
+            if isinstance(layer, keras.layers.LayerNormalization):
+                layer.epsilon = text.get(field, default)
+    if family == "bert" and text.get("hidden_act", "gelu") == "gelu":
+        for layer, _ in sublayers(backbone):
+            if layer.name == "feedforward_intermediate_dense":
+                layer.activation = keras.activations.gelu
     if family not in _MENDED:
         return
+    if family == "gpt_oss":
+        _mend_windows(backbone, family, text)
     sliding = _sliding_layers(family, text)
     for index, block in enumerate(backbone.transformer_layers):
         for layer, _ in sublayers(block):
@@ -85,12 +140,12 @@ def _rope(text: dict[str, Any]) -> dict[str, Any]:
 def _rotary_arguments(family: str, rope: dict[str, Any]) -> dict[str, Any]:
     kind = rope["rope_type"]
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise _inexpressible(family, "partial_rotary_factor", rope["partial_rotary_factor"], 1.0)
+        raise inexpressible(family, "partial_rotary_factor", rope["partial_rotary_factor"], 1.0)
     if kind == "default":
         return {}
     if kind == "linear" and family == "llama":
         return {"rope_position_scaling_factor": rope["factor"]}
-    if kind == "linear" and family in ("mistral", "qwen2", "qwen3"):
+    if kind == "linear" and family in _LINEAR_SCALING:
         return {"rope_scaling_factor": rope["factor"]}
     if kind == "llama3" and family == "llama":
         return {
@@ -99,7 +154,53 @@ def _rotary_arguments(family: str, rope: dict[str, Any]) -> dict[str, Any]:
             "rope_high_freq_factor": rope["high_freq_factor"],
             "rope_pretraining_sequence_length": rope["original_max_position_embeddings"],
         }
-    raise _inexpressible(family, "rope_type", kind, "'default'")
+    raise inexpressible(family, "rope_type", kind, "'default'")
+
+
+def _yarn_factor(family: str, rope: dict[str, Any]) -> float:
+    if rope["rope_type"] == "default":
+        return 1.0
+    if rope["rope_type"] != "yarn":
+        raise inexpressible(family, "rope_type", rope["rope_type"], "'yarn'")
+    fixed = {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    }
+    for field, value in fixed.items():
+        if rope.get(field, value) != value:
+            raise inexpressible(family, field, rope[field], value)
+    return rope["factor"]
+
+
+def _mend_windows(backbone: keras.Model, family: str, text: dict[str, Any]) -> None:
+    count, window = text["num_hidden_layers"], text["sliding_window"]
+    types = text.get("layer_types") or ["sliding_attention", "full_attention"] * count
+    for field, value in (("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)):
+        if text.get(field, value) != value:
+            raise inexpressible(family, field, text[field], value)
+    if "sliding_attention" in types and window < 2:
+        raise inexpressible(family, "sliding_window", window, "at least 2")
+    for block, kind in zip(backbone.transformer_layers, types, strict=False):
+        # Its mask lets a token see one more token before it than the window counts.
+        is_sliding = kind == "sliding_attention"
+        block.self_attention_layer.sliding_window = window - 1 if is_sliding else None
+
+
+def _gpt2_arguments(text: dict[str, Any]) -> dict[str, Any]:
+    expected = {
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+        "tie_word_embeddings": (True,),
+    }
+    for field, values in expected.items():
+        if text.get(field, values[0]) not in values:
+            raise inexpressible("gpt2", field, text[field], " or ".join(map(repr, values)))
+    inner = text.get("n_inner")
+    return {} if inner is None else {"intermediate_dim": inner}
 
 
 def _gemma_theta(family: str, text: dict[str, Any], is_sliding: bool) -> float:
@@ -121,7 +222,7 @@ def _sliding_layers(family: str, text: dict[str, Any]) -> list[bool]:
     sliding = [kind == "sliding_attention" for kind in types]
     pattern = text.get("sliding_window_pattern") or period[family]
     if sliding != expected or pattern != period[family]:
-        raise _inexpressible(
+        raise inexpressible(
             family, "layer_types", types, f"full attention in every {period[family]}th layer only"
         )
     return sliding
@@ -130,21 +231,25 @@ def _sliding_layers(family: str, text: dict[str, Any]) -> list[bool]:
 def _check_head(family: str, text: dict[str, Any]) -> None:
     hidden, heads = text["hidden_size"], text["num_attention_heads"]
     head_dim = text.get("head_dim") or hidden // heads
-    if family in ("llama", "qwen2") and head_dim * heads != hidden:
-        raise _inexpressible(family, "head_dim", head_dim, f"{hidden // heads}, hidden / heads")
+    if (
+        family in ("llama", "qwen2", "mixtral", "qwen2_moe", "smollm3")
+        and head_dim * heads != hidden
+    ):
+        raise inexpressible(family, "head_dim", head_dim, f"{hidden // heads}, hidden / heads")
     scalar = text.get("query_pre_attn_scalar")
     if scalar is not None and scalar not in (head_dim, hidden / heads):
-        raise _inexpressible(
+        raise inexpressible(
             family, "query_pre_attn_scalar", scalar, f"{head_dim} or {hidden / heads}"
         )
 
 
 def _check_activation(family: str, text: dict[str, Any]) -> None:
     if family not in _GEMMA and text.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise _inexpressible(family, "hidden_act", text["hidden_act"], "'silu'")
+        raise inexpressible(family, "hidden_act", text["hidden_act"], "'silu'")
 
 
-def _inexpressible(family: str, field: str, value: object, expected: object) -> ModelSourceError:
+def inexpressible(family: str, field: str, value: object, expected: object) -> ModelSourceError:
+    """The error for a field of a configuration that KerasHub's layers cannot compute."""
     return ModelSourceError(
         f"KerasHub's backbone for '{family}' has no way to express this `{field}`. Expected: "
         f"{expected}. Received: {value!r}. Loaded regardless, the model would give other answers."

@@ -15,7 +15,9 @@ import numpy as np
 
 from kerora.lazy_tensorflow import tensorflow_stood_in_for
 from kerora.models.converters import (
+    causal_lm,
     converter_of_type,
+    empty_backbone,
     load_weights,
     matrices_left_empty,
     preset_file,
@@ -23,9 +25,11 @@ from kerora.models.converters import (
 )
 from kerora.models.errors import ModelSourceError
 from kerora.models.gguf_model import as_huggingface_folder, gguf_chat_template, is_gguf
+from kerora.models.huggingface_configs import complete_config
 from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
 from kerora.models.huggingface_tokenizer import mend_tokenizer
 
+CHECKED_BACKBONES = ("bert", "roberta", "xlm-roberta", "albert", "distilbert", "bart")
 BUNDLED = {"tiny_gemma": Path(__file__).parent / "tiny_gemma"}
 
 
@@ -132,20 +136,58 @@ def _is_huggingface(name: str) -> bool:
     return "registered_name" not in config and "model_type" in config
 
 
+def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models.Backbone:
+    """Load the backbone of a Hugging Face folder, whether or not it is a causal language model.
+
+    Args:
+        source: A local folder or a `hf://` handle.
+        **kwargs: `dtype` of the weights (default: Keras' own, float32).
+
+    Raises:
+        ModelSourceError: If there is no such model, or KerasHub's layers cannot compute what it
+            computes.
+
+    Example:
+    ```python
+    backbone = load_backbone("models/bert-base-uncased")
+    ```
+    """
+    with _file_systems(source):
+        name = resolve_source(source)
+        if not _is_huggingface(name):
+            return keras_hub.models.Backbone.from_preset(name, **kwargs)
+        config = complete_config(read_config(name))
+        if config["model_type"] not in CHECKED_BACKBONES:
+            raise ModelSourceError(
+                f"kerora has not been checked against `transformers` for models of type "
+                f"'{config['model_type']}', so '{name}' might give other answers. Checked are: "
+                f"{', '.join(CHECKED_BACKBONES)}, and the causal language models of `load_task`."
+            )
+        return _load_huggingface_backbone(name, config, **kwargs)
+
+
+def _load_huggingface_backbone(
+    name: str,
+    config: dict[str, Any],
+    dtype: Any = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
+) -> keras_hub.models.Backbone:
+    converter_of_type(config["model_type"])
+    with matrices_left_empty():
+        backbone = empty_backbone(name, config, dtype=dtype, **constructor_arguments(config))
+    mend_layers(backbone, config)
+    load_weights(backbone, name, config, tensors)
+    return backbone
+
+
 def _load_huggingface(
     name: str,
     dtype: Any = None,
     tensors: Mapping[str, np.ndarray] | None = None,
     **kwargs: Any,
 ) -> keras_hub.models.CausalLM:
-    config = read_config(name)
-    converter_of_type(config["model_type"])
-    with matrices_left_empty():
-        backbone = keras_hub.models.Backbone.from_preset(
-            name, load_weights=False, dtype=dtype, **constructor_arguments(config)
-        )
-    mend_layers(backbone, config)
-    load_weights(backbone, name, config, tensors)
+    config = complete_config(read_config(name))
+    backbone = _load_huggingface_backbone(name, config, dtype, tensors)
     if "preprocessor" not in kwargs and not _has_tokenizer(name):
         raise ModelSourceError(
             f"'{name}' holds no tokenizer (tokenizer.json or tokenizer.model). Pass "
@@ -153,7 +195,7 @@ def _load_huggingface(
         )
     # The tokenizer is mended below, and its tables for TensorFlow would be those of another.
     with tensorflow_stood_in_for("lookup"):
-        task = keras_hub.models.CausalLM.from_preset(name, backbone=backbone, **kwargs)
+        task = causal_lm(name, config, backbone, **kwargs)
     if "preprocessor" not in kwargs:
         mend_tokenizer(task.preprocessor.tokenizer, name)
     return task

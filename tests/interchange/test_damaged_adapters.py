@@ -61,7 +61,6 @@ def change_tensors(folder, change):
         ({"target_parameters": ["experts.down_proj"]}, "target_parameters"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices"),
         ({"lora_bias": True}, "lora_bias"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"some_new_method": {"depth": 2}}, "some_new_method"),
         ({"init_lora_weights": "pissa"}, "pissa"),
         ({"bias": "some"}, "bias"),

@@ -5,9 +5,9 @@ import keras
 import numpy as np
 import pytest
 from tiny_gguf import tiny_gguf
-from tiny_transformers import keras_logits
 from typer.testing import CliRunner
 
+from benchmarks.tiny_transformers import keras_logits
 from kerora.adapters import AdapterError, LoraConfig, add_adapter
 from kerora.cli.main import app
 from kerora.interchange import save_adapter, save_gguf_adapter

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_transformers import MODELS, tiny_transformers, torch_logits
 
+from benchmarks.tiny_transformers import MODELS, tiny_transformers, torch_logits
 from kerora.adapters import AdapterError, LoraConfig, add_adapter
 from kerora.interchange import merge_changes, save_adapter
 from kerora.interchange.merge import merge_folder

@@ -10,9 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from tiny_gguf import tiny_gguf
-from tiny_transformers import keras_logits, torch_logits
 
 import kerora
+from benchmarks.tiny_transformers import keras_logits, torch_logits
 from kerora.models.errors import ModelSourceError
 from kerora.models.gguf_file import GGUFFile
 from kerora.models.gguf_model import as_huggingface_folder

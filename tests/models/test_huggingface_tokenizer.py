@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_transformers import tiny_transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from benchmarks.tiny_transformers import tiny_transformers
 from kerora.data.tokenization import TextTokenizer
 from kerora.models.errors import ModelSourceError
 from kerora.models.loading import load_task

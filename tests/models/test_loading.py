@@ -9,11 +9,19 @@ import keras_hub
 import numpy as np
 import pytest
 from keras_hub.src.utils.preset_utils import list_subclasses
-from tiny_transformers import IDS, MODELS, keras_logits, tiny_transformers, torch_logits
 
+from benchmarks.tiny_transformers import (
+    ENCODERS,
+    IDS,
+    MODELS,
+    SEQUENCE_TO_SEQUENCE,
+    keras_logits,
+    tiny_transformers,
+    torch_logits,
+)
 from kerora import adapt
 from kerora.models.errors import ModelSourceError
-from kerora.models.loading import BUNDLED, chat_template, load_task, resolve_source
+from kerora.models.loading import BUNDLED, chat_template, load_backbone, load_task, resolve_source
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch")
@@ -51,6 +59,21 @@ def test_the_type_of_the_weights_is_what_was_asked_for(tmp_path):
     assert np.abs(keras_logits(model) - exact).max() < 0.05 * np.abs(exact).max()
 
 
+@pytest.mark.parametrize("name", [*ENCODERS, *SEQUENCE_TO_SEQUENCE])
+def test_a_backbone_agrees_with_transformers(name, tmp_path):
+    reference = tiny_transformers(name, tmp_path)
+    backbone = load_backbone(tmp_path)
+    np.testing.assert_allclose(keras_logits(backbone), torch_logits(reference), atol=1e-4)
+
+
+def test_a_backbone_that_was_never_checked_is_refused(tmp_path):
+    tiny_transformers("bert", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "t5gemma"}))
+    with pytest.raises(ModelSourceError, match="'t5gemma'"):
+        load_backbone(tmp_path)
+
+
 def test_sharded_weights_are_read(tmp_path):
     model = tiny_transformers("gemma3", tmp_path / "whole")
     model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
@@ -85,6 +108,14 @@ def test_keras_hub_goes_on_loading_its_own_class():
         ("gemma2", {"query_pre_attn_scalar": 100}, "query_pre_attn_scalar"),
         ("gemma3", {"layer_types": ["full_attention"] * 7}, "layer_types"),
         ("llama", {"model_type": "mamba9"}, "mamba9"),
+        ("smollm3", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("qwen2_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ("mixtral", {"head_dim": 4}, "head_dim"),
+        ("gpt_oss", {"swiglu_limit": 3.0}, "swiglu_limit"),
+        ("gpt_oss", {"rope_parameters": {"rope_type": "llama3"}}, "rope_type"),
+        ("gemma4", {"per_layer_config": {"0": {"head_dim": 8}}}, "per_layer_config"),
     ],
 )
 def test_what_keras_layers_cannot_express_is_refused(name, fields, message, tmp_path):

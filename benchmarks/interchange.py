@@ -1,0 +1,168 @@
+"""kerora beside `transformers` and PEFT: `python -m benchmarks.interchange`.
+
+For tiny random-weight models of every family it prints the largest difference between the two
+sides' logits (hidden states, for a model without a head), in float32: of the bases alone, of an
+adapter that kerora saved and PEFT loaded (export), and of one that PEFT saved and kerora loaded
+(import). Both adapt all linear layers at rank 3, scale 5/3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.tiny_transformers import (
+    ENCODERS,
+    IDS,
+    MODELS,
+    SEQUENCE_TO_SEQUENCE,
+    keras_logits,
+    tiny_transformers,
+    torch_logits,
+)
+
+# Factors of this spread change each kernel by a tenth of its own spread: the logits move by a
+# thousand bounds and more, and yet stay so small that float32 rounds them by less than the bound.
+SPREAD = 0.1
+BOUND = 1e-4
+# Biases that train with the adapter, in the families that have some.
+BIASES = {
+    "qwen2": "all",
+    "qwen2_moe": "lora_only",
+    "gpt_oss": "lora_only",
+    "gpt2": "all",
+    "bert": "all",
+    "roberta": "lora_only",
+}
+_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+_SHARED = [f"shared_expert.{name}_proj" for name in ("gate", "up", "down")]
+_LINEAR_ATTENTION = ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"]
+_NO_POOLER = r"encoder\..*(query|key|value|dense)"
+# Where PEFT's "all-linear" takes in what kerora has not: experts, and gates of one output, whose
+# rank is 1; and the pooler, which KerasHub's RoBERTa has not. Gemma 4's feed-forward layers are
+# never called by KerasHub.
+PEFT_TARGETS: dict[str, list[str] | str] = {
+    "mixtral": _ATTENTION,
+    "qwen2_moe": _ATTENTION + _SHARED,
+    "qwen2_moe_tied": _ATTENTION + _SHARED,
+    "qwen3_moe": _ATTENTION,
+    "qwen3_5_moe": _ATTENTION + _LINEAR_ATTENTION + _SHARED,
+    "gemma4": [*_ATTENTION, "per_layer_input_gate", "per_layer_projection"],
+    "roberta": _NO_POOLER,
+    "xlm_roberta": _NO_POOLER,
+}
+EXCLUDED = {"gemma4": "ffw_.*"}
+
+
+def load(name: str, folder: Path) -> Any:
+    """The Keras model of a folder that `tiny_transformers` wrote."""
+    from kerora.models.loading import load_backbone, load_task
+
+    return load_task(folder, preprocessor=None) if name in MODELS else load_backbone(folder)
+
+
+def randomize_keras(model: Any, spread: float = SPREAD) -> None:
+    """Give everything that trains random values."""
+    rng = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        variable.assign(rng.normal(0, spread, variable.shape))
+
+
+def randomize_peft(model: Any, spread: float = SPREAD) -> None:
+    """Give a PEFT model's factors and trained biases random values."""
+    import torch
+
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name or (weight.requires_grad and name.endswith("bias")):
+                weight.copy_(torch.randn_like(weight) * spread)
+
+
+def load_in_peft(base: Any, folder: Path) -> Any:
+    """The adapter of a folder on a `transformers` model; what PEFT warns of is an error."""
+    import peft
+
+    with warnings.catch_warnings():
+        # PEFT warns of missing keys, unknown fields and targets that do not match.
+        warnings.simplefilter("error")
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=category)
+        return peft.PeftModel.from_pretrained(base, folder).eval()
+
+
+def difference(keras_model: Any, torch_model: Any, ids: np.ndarray = IDS) -> float:
+    """The largest difference between the two models' outputs."""
+    return float(np.abs(keras_logits(keras_model, ids) - torch_logits(torch_model, ids)).max())
+
+
+def base_difference(name: str, folder: Path) -> float:
+    """Largest difference between the bases alone."""
+    reference = tiny_transformers(name, folder)
+    return difference(load(name, folder), reference)
+
+
+def export_difference(name: str, folder: Path) -> tuple[float, float]:
+    """Largest difference after kerora saved an adapter and PEFT loaded it; and what it changed."""
+    from kerora.adapters import LoraConfig, add_adapter
+    from kerora.interchange import save_adapter
+
+    base = tiny_transformers(name, folder / "base")
+    model = load(name, folder / "base")
+    before = keras_logits(model)
+    bias: Any = BIASES.get(name, "none")
+    excluded = EXCLUDED.get(name)
+    config = LoraConfig(rank=3, alpha=5, targets="all-linear", exclude=excluded, bias=bias)
+    add_adapter(model, config)
+    randomize_keras(model)
+    save_adapter(model, folder / "adapter")
+    changed = float(np.abs(keras_logits(model) - before).max())
+    return difference(model, load_in_peft(base, folder / "adapter")), changed
+
+
+def import_difference(name: str, folder: Path) -> tuple[float, float]:
+    """Largest difference after PEFT saved an adapter and kerora loaded it; and what it changed."""
+    import peft
+
+    from kerora.interchange import load_adapter
+
+    base = tiny_transformers(name, folder / "base")
+    model = load(name, folder / "base")
+    before = keras_logits(model)
+    bias: Any = BIASES.get(name, "none")
+    targets = PEFT_TARGETS.get(name, "all-linear")
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets, bias=bias)
+    with warnings.catch_warnings():
+        # That it sets `fan_in_fan_out` itself where GPT-2 needs it.
+        warnings.simplefilter("ignore")
+        tuned = peft.get_peft_model(base, config).eval()
+    randomize_peft(tuned)
+    tuned.save_pretrained(folder / "adapter")
+    load_adapter(model, folder / "adapter")
+    changed = float(np.abs(keras_logits(model) - before).max())
+    return difference(model, tuned), changed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.interchange")
+    everything = [*MODELS, *ENCODERS, *SEQUENCE_TO_SEQUENCE]
+    parser.add_argument("families", nargs="*", default=everything, help=", ".join(everything))
+    families = parser.parse_args().families
+    print("| family | base | export | import |\n|---|---|---|---|")
+    for name in families:
+        with tempfile.TemporaryDirectory() as folder:
+            base = base_difference(name, Path(folder, "base"))
+            out, _ = export_difference(name, Path(folder, "export"))
+            back, _ = import_difference(name, Path(folder, "import"))
+        print(f"| {name} | {base:.1e} | {out:.1e} | {back:.1e} |", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()

@@ -1,0 +1,227 @@
+"""Tiny random `transformers` models, saved as Hugging Face folders."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    # Far from every default, so that a field that is dropped shows.
+    "rms_norm_eps": 1e-3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_WIDE_HEADS = {**_SHAPE, "head_dim": 16}
+_ROPE = {"rope_type": "default", "rope_theta": 500.0}
+_LLAMA31_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+_GEMMA3_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 700.0},
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 9000.0},
+}
+_GEMMA2 = {**_WIDE_HEADS, "sliding_window": 4, "query_pre_attn_scalar": 16}
+_GEMMA3 = {**_GEMMA2, "num_hidden_layers": 7}
+
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_QWEN_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_SHARED_EXPERT = {"shared_expert_intermediate_size": 40}
+_GEMMA4 = {
+    **_WIDE_HEADS,
+    "num_hidden_layers": 6,
+    "sliding_window": 4,
+    "global_head_dim": 32,
+    "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 64,
+}
+_QWEN3_5 = {
+    **_WIDE_HEADS,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+_GPT2 = {
+    "vocab_size": 64,
+    "n_embd": 32,
+    "n_inner": 48,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 128,
+    "layer_norm_epsilon": 1e-3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+_GPT_OSS = {**_WIDE_HEADS, **_EXPERTS, "sliding_window": 4, "rope_parameters": _YARN}
+_ENCODER = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "layer_norm_eps": 1e-3,
+    "pad_token_id": 1,
+}
+_BART = {
+    "vocab_size": 64,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {**_SHAPE, "rope_parameters": _ROPE}),
+    "llama31_tied": (
+        "LlamaConfig",
+        {**_SHAPE, "tie_word_embeddings": True, "rope_parameters": _LLAMA31_ROPE},
+    ),
+    "mistral": ("MistralConfig", {**_WIDE_HEADS, "sliding_window": 4}),
+    "mistral_tied": (
+        "MistralConfig",
+        {**_SHAPE, "sliding_window": None, "tie_word_embeddings": True},
+    ),
+    "qwen2": ("Qwen2Config", _SHAPE),
+    "qwen2_tied": ("Qwen2Config", {**_SHAPE, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", _WIDE_HEADS),
+    "gemma": ("GemmaConfig", {**_WIDE_HEADS, "rope_parameters": _ROPE}),
+    "gemma2": ("Gemma2Config", _GEMMA2),
+    "gemma2_scaled": ("Gemma2Config", {**_GEMMA2, "query_pre_attn_scalar": 8}),
+    "gemma3": ("Gemma3TextConfig", _GEMMA3),
+    "gemma3_scaled": (
+        "Gemma3TextConfig",
+        {**_GEMMA3, "query_pre_attn_scalar": 8, "rope_parameters": _GEMMA3_ROPE},
+    ),
+    "gemma4": ("Gemma4TextConfig", _GEMMA4),
+    "mixtral": ("MixtralConfig", {**_SHAPE, **_EXPERTS, "sliding_window": 4}),
+    "qwen2_moe": ("Qwen2MoeConfig", {**_SHAPE, **_QWEN_EXPERTS, **_SHARED_EXPERT}),
+    "qwen2_moe_tied": (
+        "Qwen2MoeConfig",
+        {**_SHAPE, **_QWEN_EXPERTS, **_SHARED_EXPERT, "tie_word_embeddings": True},
+    ),
+    "qwen3_moe": ("Qwen3MoeConfig", {**_WIDE_HEADS, **_QWEN_EXPERTS, "norm_topk_prob": True}),
+    "qwen3_5": ("Qwen3_5TextConfig", _QWEN3_5),
+    "qwen3_5_moe": ("Qwen3_5MoeTextConfig", {**_QWEN3_5, **_QWEN_EXPERTS, **_SHARED_EXPERT}),
+    "smollm3": (
+        "SmolLM3Config",
+        {**_SHAPE, "num_hidden_layers": 4, "tie_word_embeddings": True, "rope_parameters": _ROPE},
+    ),
+    "gpt2": ("GPT2Config", _GPT2),
+    "gpt_oss": ("GptOssConfig", _GPT_OSS),
+}
+# Loaded as backbones alone; their hidden states are what is compared.
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertConfig", _ENCODER),
+    "roberta": ("RobertaConfig", _ENCODER),
+    "xlm_roberta": ("XLMRobertaConfig", _ENCODER),
+    "albert": ("AlbertConfig", {**_ENCODER, "embedding_size": 16}),
+    "distilbert": (
+        "DistilBertConfig",
+        {"vocab_size": 64, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
+    ),
+}
+SEQUENCE_TO_SEQUENCE: dict[str, tuple[str, dict[str, Any]]] = {
+    "bart": ("BartConfig", _BART),
+}
+IDS = np.arange(20)[None] * 7 % 64
+
+
+def tiny_transformers(name: str, folder: Path, **overrides: Any) -> Any:
+    """A `transformers` model whose weights are all random, saved to `folder`.
+
+    Args:
+        name: A key of `MODELS`, `ENCODERS` or `SEQUENCE_TO_SEQUENCE`.
+        folder: Where to save it.
+        **overrides: Fields of its configuration to change.
+    """
+    import torch
+    import transformers
+
+    config_class, fields = {**MODELS, **ENCODERS, **SEQUENCE_TO_SEQUENCE}[name]
+    config = getattr(transformers, config_class)(
+        **{**fields, **overrides}, attn_implementation="eager"
+    )
+    torch.manual_seed(0)
+    model = _automatic_class(name).from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            # Norms of Gemma count from zero, those of the others from one.
+            offset = 1.0 if weight.ndim == 1 and weight.mean() > 0.5 else 0.0
+            weight.copy_(torch.randn_like(weight) * 0.3 + offset)
+    model.save_pretrained(folder)
+    return model
+
+
+def _automatic_class(name: str) -> Any:
+    import transformers
+
+    if name in ENCODERS:
+        return transformers.AutoModel
+    if name in SEQUENCE_TO_SEQUENCE:
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModelForCausalLM
+
+
+def torch_logits(model: Any, ids: np.ndarray = IDS) -> np.ndarray:
+    """Logits of a `transformers` or PEFT model; hidden states where it has none, or a decoder."""
+    import torch
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    tokens = torch.tensor(ids)
+    with torch.no_grad():
+        if base.config.is_encoder_decoder:
+            result = base.model(input_ids=tokens, decoder_input_ids=tokens.flip(1))
+        else:
+            result = base(tokens)
+    values = result.logits if hasattr(result, "logits") else result.last_hidden_state
+    return values.float().cpu().numpy()
+
+
+def keras_logits(model: Any, ids: np.ndarray = IDS) -> np.ndarray:
+    """Logits of a KerasHub causal language model, or hidden states of a backbone."""
+    import keras
+
+    ids = ids.astype("int32")
+    known = {
+        "token_ids": ids,
+        "padding_mask": np.ones_like(ids),
+        "segment_ids": np.zeros_like(ids),
+        "position_ids": np.broadcast_to(np.arange(ids.shape[1], dtype="int32"), ids.shape),
+        "encoder_token_ids": ids,
+        "encoder_padding_mask": np.ones_like(ids),
+        "decoder_token_ids": ids[:, ::-1],
+        "decoder_padding_mask": np.ones_like(ids),
+    }
+    outputs = model({name: known[name] for name in model.input})
+    if isinstance(outputs, dict):
+        outputs = outputs.get("sequence_output", outputs.get("decoder_sequence_output"))
+    return keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))

@@ -1,0 +1,85 @@
+"""A Hugging Face `config.json` in the words that KerasHub's converters read.
+
+transformers 5 writes some fields under other names, or in other places, than the files that the
+converters were written for.
+
+| model type | what transformers 5 writes | what the converter reads |
+|---|---|---|
+| `qwen3_moe`, `qwen3_5_moe` | `num_local_experts` | `num_experts` |
+| `bart` | `encoder_layers` | `num_hidden_layers` |
+| `gemma4` | `per_layer_config` | `global_head_dim`, `num_global_key_value_heads` |
+| `qwen3_5_text`, `qwen3_5_moe_text` | the language model alone | it under `text_config` |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kerora.models.errors import ModelSourceError
+
+_GLOBAL_FIELDS = {
+    "head_dim": "global_head_dim",
+    "num_key_value_heads": "num_global_key_value_heads",
+}
+
+
+def complete_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The same configuration, with the fields that KerasHub's converter reads.
+
+    Args:
+        config: The `config.json` of a Hugging Face folder; left as it is.
+
+    Raises:
+        ModelSourceError: If single layers differ in what KerasHub has one value for.
+    """
+    family = config.get("model_type", "")
+    if family in ("qwen3_5_text", "qwen3_5_moe_text"):
+        nested = _with_experts(config)
+        return {
+            "model_type": family.removesuffix("_text"),
+            "architectures": config.get("architectures"),
+            "tie_word_embeddings": config.get("tie_word_embeddings", False),
+            "text_config": nested,
+        }
+    if family in ("gemma4", "gemma4_text"):
+        if "text_config" in config:
+            return {**config, "text_config": _with_global_fields(config["text_config"])}
+        return _with_global_fields(config)
+    if family == "bart":
+        return {"num_hidden_layers": config.get("encoder_layers"), **config}
+    if family == "qwen3_moe":
+        return _with_experts(config)
+    return config
+
+
+def _with_experts(text: dict[str, Any]) -> dict[str, Any]:
+    if "num_experts" in text or "num_local_experts" not in text:
+        return text
+    return {**text, "num_experts": text["num_local_experts"]}
+
+
+def _with_global_fields(text: dict[str, Any]) -> dict[str, Any]:
+    layers = {int(n): fields for n, fields in (text.get("per_layer_config") or {}).items()}
+    if not layers:
+        return text
+    types = text["layer_types"]
+    full = [n for n, kind in enumerate(types) if kind == "full_attention"]
+    result = dict(text)
+    for index, fields in layers.items():
+        if index not in full or set(fields) - set(_GLOBAL_FIELDS):
+            raise _differing_layers(layers)
+    for field, name in _GLOBAL_FIELDS.items():
+        values = [layers.get(index, {}).get(field) for index in full]
+        if len(set(values)) > 1:
+            raise _differing_layers(layers)
+        if values[0] is not None:
+            result[name] = values[0]
+    return result
+
+
+def _differing_layers(layers: object) -> ModelSourceError:
+    return ModelSourceError(
+        "KerasHub's Gemma 4 gives all layers of full attention the same `head_dim` and "
+        "`num_key_value_heads`, and no layer other fields of its own. Received: "
+        f"per_layer_config={layers!r}"
+    )
