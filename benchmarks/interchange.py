@@ -3,7 +3,8 @@
 For tiny random-weight models of every family it prints the largest difference between the two
 sides' logits (hidden states, for a model without a head), in float32: of the bases alone, of an
 adapter that kerora saved and PEFT loaded (export), and of one that PEFT saved and kerora loaded
-(import). Both adapt all linear layers at rank 3, scale 5/3.
+(import), both on all linear layers at rank 3, scale 5/3; and of the base read from a GGUF file,
+which the `gguf` package wrote, for the families that kerora reads so.
 """
 
 from __future__ import annotations
@@ -58,6 +59,18 @@ PEFT_TARGETS: dict[str, list[str] | str] = {
     "xlm_roberta": _NO_POOLER,
 }
 EXCLUDED = {"gemma4": "ffw_.*"}
+# Families read from GGUF, and what a GGUF file cannot say of their tiny models.
+GGUF_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama31_tied": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma": {},
+    "gemma2": {},
+    "gemma3": {},
+    "gemma3_scaled": {"query_pre_attn_scalar": 16},
+}
 
 
 def load(name: str, folder: Path) -> Any:
@@ -149,18 +162,34 @@ def import_difference(name: str, folder: Path) -> tuple[float, float]:
     return difference(model, tuned), changed
 
 
+def gguf_difference(name: str, folder: Path) -> float:
+    """Largest difference between a base and the GGUF file that was made of it."""
+    from benchmarks.tiny_gguf import tiny_gguf
+    from kerora.models.loading import load_task
+
+    reference = tiny_gguf(name, folder / "model.gguf", **GGUF_FAMILIES[name])
+    return difference(load_task(folder / "model.gguf", preprocessor=None), reference)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.interchange")
     everything = [*MODELS, *ENCODERS, *SEQUENCE_TO_SEQUENCE]
     parser.add_argument("families", nargs="*", default=everything, help=", ".join(everything))
     families = parser.parse_args().families
-    print("| family | base | export | import |\n|---|---|---|---|")
+    print("| family | base | export | import | GGUF |\n|---|---|---|---|---|")
     for name in families:
         with tempfile.TemporaryDirectory() as folder:
             base = base_difference(name, Path(folder, "base"))
             out, _ = export_difference(name, Path(folder, "export"))
             back, _ = import_difference(name, Path(folder, "import"))
-        print(f"| {name} | {base:.1e} | {out:.1e} | {back:.1e} |", flush=True)
+            read = gguf_difference(name, Path(folder)) if name in GGUF_FAMILIES else None
+        figures = [
+            f"{base:.1e}",
+            f"{out:.1e}",
+            f"{back:.1e}",
+            "" if read is None else f"{read:.1e}",
+        ]
+        print(f"| {' | '.join([name, *figures])} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from kerora.interchange.atomic_folder import replaced_folder
 from kerora.interchange.contents import AdapterContents, inspect_adapter
-from kerora.interchange.huggingface_folder import check_inside
 from kerora.interchange.merge_huggingface import HuggingFaceMerge, Progress, copy_other_files
 from kerora.interchange.merge_preset import PresetMerge
 from kerora.models.errors import ModelSourceError
+from kerora.models.huggingface_folder import check_inside
 from kerora.models.loading import BUNDLED
 
 

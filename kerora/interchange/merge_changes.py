@@ -15,8 +15,8 @@ from kerora.interchange.contents import (
     is_factor,
     name_in_base,
 )
-from kerora.interchange.huggingface_folder import TensorPlace, tensor_places
 from kerora.models.converters import text_config
+from kerora.models.huggingface_folder import TensorPlace, tensor_places
 
 BLOCK = 1 << 24
 """Bytes of float32 that are summed at a time."""

@@ -15,18 +15,19 @@ from typing import Any, BinaryIO
 from kerora.adapters.errors import AdapterError
 from kerora.interchange.contents import AdapterContents
 from kerora.interchange.fingerprint import file_difference
-from kerora.interchange.huggingface_folder import (
-    TensorPlace,
-    all_places,
-    tensor_places,
-    weight_files,
-)
 from kerora.interchange.merge_changes import (
     BLOCK,
     Change,
     find_tensor,
     merged_blocks,
     tensor_changes,
+)
+from kerora.models.huggingface_folder import (
+    TensorPlace,
+    all_places,
+    check_inside,
+    tensor_places,
+    weight_files,
 )
 
 Progress = Callable[[str, int, int], None]
@@ -48,6 +49,8 @@ class HuggingFaceMerge:
 
     def __init__(self, base: Path, contents: AdapterContents, force: bool) -> None:
         self.files = weight_files(base)
+        for file in self.files:
+            check_inside(base, file)
         places = all_places(base)
         config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
         self.changes: dict[str, Change] = tensor_changes(contents, places, config)

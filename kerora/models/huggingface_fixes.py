@@ -231,10 +231,7 @@ def _sliding_layers(family: str, text: dict[str, Any]) -> list[bool]:
 def _check_head(family: str, text: dict[str, Any]) -> None:
     hidden, heads = text["hidden_size"], text["num_attention_heads"]
     head_dim = text.get("head_dim") or hidden // heads
-    if (
-        family in ("llama", "qwen2", "mixtral", "qwen2_moe", "smollm3")
-        and head_dim * heads != hidden
-    ):
+    if family in _FIXED_HEAD and head_dim * heads != hidden:
         raise inexpressible(family, "head_dim", head_dim, f"{hidden // heads}, hidden / heads")
     scalar = text.get("query_pre_attn_scalar")
     if scalar is not None and scalar not in (head_dim, hidden / heads):

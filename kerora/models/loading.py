@@ -27,6 +27,7 @@ from kerora.models.errors import ModelSourceError
 from kerora.models.gguf_model import as_huggingface_folder, gguf_chat_template, is_gguf
 from kerora.models.huggingface_configs import complete_config
 from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
+from kerora.models.huggingface_folder import all_places
 from kerora.models.huggingface_tokenizer import mend_tokenizer
 
 CHECKED_BACKBONES = ("bert", "roberta", "xlm-roberta", "albert", "distilbert", "bart")
@@ -127,6 +128,8 @@ def _check_folder(folder: Path) -> None:
             f"The folder '{folder}' holds no *.safetensors file. Pickled weights (.bin, .pt) are "
             "never read: load the model in transformers and save it with `save_pretrained`."
         )
+    if "model_type" in config:
+        all_places(folder)  # damaged files, and an index that names others, are told here
 
 
 def _is_huggingface(name: str) -> bool:

@@ -4,9 +4,9 @@ import gguf
 import keras
 import numpy as np
 import pytest
-from tiny_gguf import tiny_gguf
 from typer.testing import CliRunner
 
+from benchmarks.tiny_gguf import tiny_gguf
 from benchmarks.tiny_transformers import keras_logits
 from kerora.adapters import AdapterError, LoraConfig, add_adapter
 from kerora.cli.main import app

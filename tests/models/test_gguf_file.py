@@ -7,8 +7,8 @@ import gguf
 import keras
 import numpy as np
 import pytest
-from tiny_gguf import tiny_gguf
 
+from benchmarks.tiny_gguf import tiny_gguf
 from kerora.models.errors import ModelSourceError
 from kerora.models.gguf_config import huggingface_config
 from kerora.models.gguf_file import GGUFFile

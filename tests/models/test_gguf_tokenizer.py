@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import pytest
 import tokenizers
-from tiny_gguf import tiny_gguf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from benchmarks.tiny_gguf import tiny_gguf
 from kerora.models.errors import ModelSourceError
 from kerora.models.gguf_config import huggingface_config
 from kerora.models.gguf_file import GGUFFile

@@ -184,3 +184,17 @@ def test_the_bundled_model_is_loaded():
     assert isinstance(model, keras_hub.models.GemmaCausalLM)
     assert chat_template("tiny_gemma") is None
     assert keras.ops.shape(model.backbone.token_embedding.embeddings)[0] > IDS.max()
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/outside.safetensors", "a/b.safetensors"]
+)
+def test_an_index_that_leads_out_of_its_folder_is_refused(name, tmp_path):
+    tiny_transformers("llama", tmp_path).save_pretrained(tmp_path, max_shard_size="20KB")
+    (tmp_path / "model.safetensors").unlink(missing_ok=True)
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"] = {**content["weight_map"], "lm_head.weight": name}
+    index.write_text(json.dumps(content))
+    with pytest.raises(ModelSourceError, match="must name safetensors files beside it"):
+        load_task(tmp_path, preprocessor=None)
