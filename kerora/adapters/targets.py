@@ -116,7 +116,10 @@ def select(
                 f"given. Layers that can hold an adapter: {_names(everything)}"
             )
     elif targets == "all-linear":
-        chosen = [c for c in everything if _is_linear(c) and _is_text(c)]
+        bypassed = _bypassed(model)
+        chosen = [
+            c for c in everything if _is_linear(c) and _is_text(c) and id(c.layer) not in bypassed
+        ]
         if not chosen:
             raise AdapterError("`targets='all-linear'` found no Dense or EinsumDense layer.")
     else:
@@ -130,20 +133,25 @@ def select(
     return chosen
 
 
-def _check_called(model: keras.layers.Layer, chosen: list[Candidate]) -> None:
-    bypassed = {
+def _bypassed(model: keras.layers.Layer) -> dict[int, str]:
+    """The names of their owners' classes by the identities of layers that are never called."""
+    return {
         id(child): type(parent).__name__
         for parent, _ in sublayers(model)
         for child in parent._layers
         if child.name in _BYPASSED.get(type(parent).__name__, ())
     }
+
+
+def _check_called(model: keras.layers.Layer, chosen: list[Candidate]) -> None:
+    bypassed = _bypassed(model)
     ignored = [candidate for candidate in chosen if id(candidate.layer) in bypassed]
     if ignored:
         names = sorted({candidate.layer.name for candidate in ignored})
         raise AdapterError(
             f"KerasHub's {bypassed[id(ignored[0].layer)]} multiplies by the kernels of "
             f"{', '.join(names)} itself and never calls these layers, so an adapter on them would "
-            f"be ignored. Pass `exclude={names!r}`."
+            f"be ignored. Name other targets, or pass `exclude={names!r}`."
         )
 
 
