@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ if keras.backend.backend() == "jax":
     run_steps_one_by_one()
 
 
-def from_preset(source: str, **kwargs: Any) -> Task:
+def from_preset(source: str | os.PathLike[str], **kwargs: Any) -> Task:
     """Load a causal language model of KerasHub, ready for kerora.
 
     Args:
@@ -56,7 +57,7 @@ def from_preset(source: str, **kwargs: Any) -> Task:
     """
     task = adapt(load_task(source, **kwargs))
     release_freed_memory()
-    task.source = source
+    task.source = os.fspath(source)
     task.chat_template = chat_template(source)
     return task
 

@@ -39,13 +39,10 @@ def torch_answer(model, ids):
 
 
 def keras_answer(model, ids):
-    token_ids = np.zeros((1, len(ids) + NEW), "int32")
-    token_ids[0, : len(ids)] = ids
-    given = np.arange(len(ids) + NEW)[None] < len(ids)
+    inputs = model.preprocessor.generate_preprocess([PROMPT], sequence_length=len(ids) + NEW)
+    assert np.asarray(inputs["token_ids"])[0, : len(ids)].tolist() == ids
     model.compile(sampler="greedy")
-    preprocessor, model.preprocessor = model.preprocessor, None
-    answer = model.generate({"token_ids": token_ids, "padding_mask": given}, stop_token_ids=None)
-    model.preprocessor = preprocessor
+    answer = model.make_generate_function()(inputs, stop_token_ids=None)
     return np.asarray(answer["token_ids"])[0, len(ids) :].tolist()
 
 
