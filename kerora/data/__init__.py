@@ -2,7 +2,6 @@
 
 from kerora.data.batches import Batches
 from kerora.data.chat import ChatTemplate
-from kerora.data.chat_files import read_chat_template
 from kerora.data.encoding import Encoded, Encoder
 from kerora.data.errors import BadRow, DataError, RowProblem
 from kerora.data.formats import Example, Message
@@ -27,5 +26,4 @@ __all__ = [
     "make_batches",
     "mix",
     "open_source",
-    "read_chat_template",
 ]

@@ -1,9 +1,6 @@
-import json
-
 import pytest
 
 from kerora.data.chat import ChatTemplate
-from kerora.data.chat_files import read_chat_template
 from kerora.data.chat_templates import (
     CHATML,
     GEMMA,
@@ -135,44 +132,3 @@ def test_templates_are_sandboxed(source):
 def test_a_template_that_is_no_jinja_is_refused():
     with pytest.raises(DataError, match="not valid Jinja"):
         ChatTemplate("{% for %}")
-
-
-def test_templates_are_read_from_a_models_folder(tmp_path):
-    assert read_chat_template(tmp_path) is None
-    config = tmp_path / "tokenizer_config.json"
-    config.write_text(json.dumps({"chat_template": "one"}))
-    assert read_chat_template(tmp_path) == "one"
-    several = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "two"}]
-    config.write_text(json.dumps({"chat_template": several}))
-    assert read_chat_template(tmp_path) == "two"
-    (tmp_path / "chat_template.jinja").write_text("three")
-    assert read_chat_template(tmp_path) == "three"
-
-
-def test_templates_are_read_from_gguf(tmp_path):
-    gguf = pytest.importorskip("gguf")
-    for name, template in (("with", CHATML + "é"), ("without", None)):
-        writer = gguf.GGUFWriter(tmp_path / f"{name}.gguf", "llama")
-        writer.add_block_count(2)
-        writer.add_rope_freq_base(10000.0)
-        writer.add_add_bos_token(True)
-        writer.add_token_list(["<pad>", "a" * 300, "é"])
-        writer.add_token_scores([0.0, -1.0, -2.0])
-        if template is not None:
-            writer.add_chat_template(template)
-        writer.add_string("general.last", "x")
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.close()
-        assert read_chat_template(tmp_path / f"{name}.gguf") == template
-    data = (tmp_path / "with.gguf").read_bytes()
-    damaged = tmp_path / "damaged.gguf"
-    for content, message in (
-        (data[:300], "too soon"),
-        (b"{}" * 40, "start as GGUF"),
-        (data[:24] + b"\xff" * 40, "too soon"),
-        (b"", "too soon"),
-    ):
-        damaged.write_bytes(content)
-        with pytest.raises(DataError, match=rf"damaged\.gguf is no readable GGUF.*{message}"):
-            read_chat_template(damaged)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kerora.data.chat_files import read_chat_template
 from kerora.data.encoding import Encoder
 from kerora.data.pipeline import make_batches
+from kerora.models.loading import chat_template
 
 MODELS = os.environ.get("KERORA_REAL_MODELS")
 DATA = os.environ.get("KERORA_REAL_DATA")
@@ -59,7 +59,7 @@ def reference(name: str):
 @needs_models
 def test_smollm2_conversations_equal_apply_chat_template(smollm2):
     name = "smollm2-135m-instruct"
-    template = read_chat_template(folder(name))
+    template = chat_template(folder(name))
     encoder = Encoder(smollm2, sequence_length=512, chat_template=template)
     theirs = reference(name)
     encoded = encoder.encode(TALK)
