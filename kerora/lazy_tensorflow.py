@@ -84,12 +84,12 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds a module as ever, once, and has it executed inside a context."""
 
     def __init__(self, name: str, context: Callable[[ModuleType], AbstractContextManager]) -> None:
-        self._name, self._context, self._asked = name, context, False
+        self.name, self._context, self._asked = name, context, False
 
     def find_spec(
         self, fullname: str, path: Any = None, target: Any = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self._name or self._asked:
+        if fullname != self.name or self._asked:
             return None
         self._asked = True
         try:
@@ -128,6 +128,9 @@ def _seed_when_imported(seed: int) -> None:
         yield
         tensorflow.random.set_seed(seed)
 
+    for finder in list(sys.meta_path):
+        if isinstance(finder, _Finder) and finder.name == "tensorflow":
+            sys.meta_path.remove(finder)  # of an earlier seed
     sys.meta_path.insert(0, _Finder("tensorflow", seeded))
 
 

@@ -45,8 +45,10 @@ print(sorted(pieces)[:3])
 LATER = """
 import sys
 import kerora, keras, keras_hub
+finders = len(sys.meta_path)
 for seed in (3, 7):
     keras.utils.set_random_seed(seed)
+assert len(sys.meta_path) == finders + 1
 assert "tensorflow" not in sys.modules
 words = keras_hub.tokenizers.WordPieceTokenizer(["[UNK]", "a", "##b"], dtype="int32")
 pieces = keras_hub.models.CausalLM.from_preset(
