@@ -3,8 +3,9 @@
     python -m benchmarks.finetune --model smollm2-135m-instruct --data dolly_5k.jsonl
 
 Every contestant runs in a process of its own and trains on the same rows, slice after slice, taking
-turns, so that a machine whose speed drifts drifts for all. KerasHub's way is given the first rows
-of each slice only, as its rate does not depend on which rows it pads. Rates count real tokens.
+turns, so that a machine whose speed drifts drifts for all. Rates count real tokens. KerasHub's way
+is given the first rows of each slice only: every padded row takes it as long, so its rate is its
+rows a second times the real tokens of a mean row of the slice.
 """
 
 from __future__ import annotations
@@ -100,9 +101,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     last: dict[str, dict[str, Any]] = {}
     for repeat in range(1, slices):
         part = rows[repeat * arguments.rows : (repeat + 1) * arguments.rows]
+        tokens = 0
         for name, worker in workers:
-            answer = worker.ask(do="train", rows=_share(part, name, arguments))
-            worker.rates.append(answer["tokens"] / answer["seconds"])
+            share = _share(part, name, arguments)
+            answer = worker.ask(do="train", rows=share)
+            tokens = tokens or answer["tokens"]
+            worker.rates.append(tokens * len(share) / len(part) / answer["seconds"])
             last[worker.label] = answer
             print(
                 f"{repeat}/{arguments.repeats} {worker.label}: {worker.rates[-1]:.1f} tokens/s",

@@ -9,6 +9,7 @@ import contextlib
 import io
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,13 @@ import numpy as np
 
 from kerora.adapters.saved_model import own_class
 from kerora.models.errors import ModelSourceError
+from kerora.models.huggingface_folder import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    FolderTensors,
+    names_in_index,
+)
+from kerora.models.large_tables import fill_rows, is_large
 
 _TIED_HEAD = "lm_head.weight"
 _TABLE = "embed_tokens.weight"
@@ -169,6 +177,22 @@ def matrices_left_empty() -> Iterator[None]:
         keras.layers.Layer.add_weight = add_weight
 
 
+def folder_tensors(source: str) -> FolderTensors:
+    """The weights of a Hugging Face folder or `hf://` handle; a handle's files are fetched.
+
+    Raises:
+        ModelSourceError: If there are none, or they are damaged.
+    """
+    config = preset_file(source, "config.json")
+    assert config is not None
+    if (index := preset_file(source, INDEX_FILE)) is None:
+        preset_file(source, SINGLE_FILE)
+    else:
+        for name in names_in_index(Path(index)):
+            preset_file(source, name)
+    return FolderTensors(Path(config).parent)
+
+
 def load_weights(
     backbone: keras.Model,
     source: str,
@@ -190,7 +214,9 @@ def load_weights(
     """
     from keras_hub.src.utils.preset_utils import jax_memory_cleanup
     from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
-    from safetensors import SafetensorError
+
+    stored: Mapping[str, np.ndarray] = folder_tensors(source) if tensors is None else tensors
+    names = dict.fromkeys(stored)  # whether a name is there is asked often, and reads nothing
 
     class _Loader(SafetensorLoader):
         def __init__(self, preset: str) -> None:
@@ -204,15 +230,13 @@ def load_weights(
                 hf_weight_key = f"model.{_TABLE}"
             try:
                 tensor = self.stored(hf_weight_key)
-            except (SafetensorError, KeyError):
+            except KeyError:
                 tensor = self.stand_in(hf_weight_key)
             self.taken.add(hf_weight_key)
             return tensor.view(UnroundedArray)
 
         def stored(self, key: str) -> np.ndarray:
-            if tensors is None:
-                return super().get_tensor(key)
-            return tensors[self.get_prefixed_key(key, tensors)]
+            return stored[self.get_prefixed_key(key, names)]
 
         def stand_in(self, key: str) -> np.ndarray:
             # A language model alone is stored without the name that it has inside one that sees.
@@ -235,6 +259,12 @@ def load_weights(
             return self.stored(key)
 
         def port_weight(self, keras_variable, hf_weight_key, hook_fn=None):
+            if hook_fn is None and isinstance(stored, FolderTensors):
+                place = stored.places.get(self.get_prefixed_key(hf_weight_key, names))
+                if place is not None and is_large(keras_variable, place):
+                    self.taken.add(hf_weight_key)
+                    fill_rows(keras_variable, place)
+                    return
             tensor = self.get_tensor(hf_weight_key)
             if hook_fn is not None:
                 tensor = hook_fn(tensor, list(keras_variable.shape))
@@ -253,13 +283,11 @@ def load_weights(
                 _add_token_type(backbone, loader)
             if config["model_type"] == "gpt_oss":
                 _load_plain_experts(backbone, loader)
-            files = [tensors] if tensors is not None else loader.safetensor_files.values()
-            held = {name for file in files for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, KeyError) as error:
+    except KeyError as error:
         raise ModelSourceError(f"The weights of '{source}' cannot be read: {error}") from error
     if text_config(config).get("tie_word_embeddings"):
         loader.taken.add(_TIED_HEAD)
-    _check_all_taken(source, held, loader.taken)
+    _check_all_taken(source, set(names), loader.taken)
 
 
 def _add_token_type(backbone: keras.Model, loader: Any) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ _TYPES: dict[str, Any] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_OTHER_TYPES = {
+    "F64": "<f8",
+    **{f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
+    "BOOL": "?",
 }
 
 
@@ -69,6 +75,40 @@ class TensorPlace:
             data = file.read((stop - start) * row)
         return np.frombuffer(data, self.dtype).reshape(stop - start, self.width)
 
+    def read(self) -> np.ndarray:
+        """The whole tensor, in its own type.
+
+        Raises:
+            ModelSourceError: If NumPy has no such type.
+        """
+        dtype = self.dtype or _OTHER_TYPES.get(self.type)
+        if dtype is None:
+            raise ModelSourceError(
+                f"{self.file} holds values of type {self.type}, which cannot be read. Save the "
+                "model in float32, float16 or bfloat16."
+            )
+        count = math.prod(self.shape)
+        return np.fromfile(self.file, dtype, count, offset=self.start).reshape(self.shape)
+
+
+class FolderTensors(Mapping[str, np.ndarray]):
+    """The tensors of a folder's model by name, each read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.places = all_places(folder)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.places[name].read()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places  # a Mapping's own way is to read the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
 
 def tensor_places(file: Path) -> dict[str, TensorPlace]:
     """Where each tensor of a safetensors file lies, in the order of their bytes.
@@ -113,20 +153,29 @@ def weight_files(folder: Path) -> list[Path]:
             "(.bin, .pt) are never read: load the model in transformers and save it with "
             "`save_pretrained`."
         )
+    files = [folder / name for name in names_in_index(index)]
+    for file in files:
+        if not file.exists():
+            raise ModelSourceError(f"{index} names '{file.name}', which is missing.")
+    return files
+
+
+def names_in_index(index: Path) -> list[str]:
+    """The names of the files that a model.safetensors.index.json lists, each once, in order.
+
+    Raises:
+        ModelSourceError: If it is damaged, or names a file that would lie elsewhere.
+    """
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelSourceError(f"{index} is damaged: {error!r}") from error
-    files = []
-    for name in sorted(map(str, names)):
+    for name in map(str, names):
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
             raise ModelSourceError(
                 f"{index} must name safetensors files beside it. Received: {name!r}"
             )
-        if not (folder / name).exists():
-            raise ModelSourceError(f"{index} names '{name}', which is missing.")
-        files.append(folder / name)
-    return files
+    return sorted(map(str, names))
 
 
 def all_places(folder: Path) -> dict[str, TensorPlace]:
