@@ -99,6 +99,7 @@ _BART = {
     "decoder_ffn_dim": 48,
     "max_position_embeddings": 64,
 }
+_T5GEMMA = {**_GEMMA2, "query_pre_attn_scalar": 20, "rope_parameters": _ROPE}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {**_SHAPE, "rope_parameters": _ROPE}),
     "llama31_tied": (
@@ -151,6 +152,14 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SEQUENCE_TO_SEQUENCE: dict[str, tuple[str, dict[str, Any]]] = {
     "bart": ("BartConfig", _BART),
+    "t5gemma": (
+        "T5GemmaConfig",
+        {
+            "vocab_size": 64,
+            "encoder": {**_T5GEMMA, "hidden_size": 40, "num_hidden_layers": 3},
+            "decoder": _T5GEMMA,
+        },
+    ),
 }
 IDS = np.arange(20)[None] * 7 % 64
 
@@ -191,33 +200,45 @@ def _automatic_class(name: str) -> Any:
     return transformers.AutoModelForCausalLM
 
 
-def torch_logits(model: Any, ids: np.ndarray = IDS) -> np.ndarray:
+def torch_logits(
+    model: Any, ids: np.ndarray = IDS, padding_mask: np.ndarray | None = None
+) -> np.ndarray:
     """Logits of a `transformers` or PEFT model; hidden states where it has none, or a decoder."""
     import torch
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     tokens = torch.tensor(ids)
+    # Without a mask some families take tokens that are as 0 as padding for padding.
+    mask = torch.tensor(np.ones_like(ids) if padding_mask is None else padding_mask)
     with torch.no_grad():
         if base.config.is_encoder_decoder:
-            result = base.model(input_ids=tokens, decoder_input_ids=tokens.flip(1))
+            result = base.model(
+                input_ids=tokens,
+                attention_mask=mask,
+                decoder_input_ids=tokens.flip(1),
+                decoder_attention_mask=torch.ones_like(mask),
+            )
         else:
-            result = base(tokens)
+            result = base(tokens, attention_mask=mask)
     values = result.logits if hasattr(result, "logits") else result.last_hidden_state
     return values.float().cpu().numpy()
 
 
-def keras_logits(model: Any, ids: np.ndarray = IDS) -> np.ndarray:
+def keras_logits(
+    model: Any, ids: np.ndarray = IDS, padding_mask: np.ndarray | None = None
+) -> np.ndarray:
     """Logits of a KerasHub causal language model, or hidden states of a backbone."""
     import keras
 
     ids = ids.astype("int32")
+    mask = np.ones_like(ids) if padding_mask is None else padding_mask
     known = {
         "token_ids": ids,
-        "padding_mask": np.ones_like(ids),
+        "padding_mask": mask,
         "segment_ids": np.zeros_like(ids),
         "position_ids": np.broadcast_to(np.arange(ids.shape[1], dtype="int32"), ids.shape),
         "encoder_token_ids": ids,
-        "encoder_padding_mask": np.ones_like(ids),
+        "encoder_padding_mask": mask,
         "decoder_token_ids": ids[:, ::-1],
         "decoder_padding_mask": np.ones_like(ids),
     }

@@ -30,7 +30,7 @@ from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
 from kerora.models.huggingface_folder import all_places
 from kerora.models.huggingface_tokenizer import mend_tokenizer
 
-CHECKED_BACKBONES = ("bert", "roberta", "xlm-roberta", "albert", "distilbert", "bart")
+CHECKED_BACKBONES = ("bert", "roberta", "xlm-roberta", "albert", "distilbert", "bart", "t5gemma")
 BUNDLED = {"tiny_gemma": Path(__file__).parent / "tiny_gemma"}
 
 
