@@ -35,7 +35,13 @@ _GEMMA3_ROPE = {
 }
 _GEMMA2 = {**_WIDE_HEADS, "sliding_window": 4, "query_pre_attn_scalar": 16}
 _GEMMA3 = {**_GEMMA2, "num_hidden_layers": 7}
-
+_TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "patch_size": 7,
+}
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _QWEN_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _SHARED_EXPERT = {"shared_expert_intermediate_size": 40}
@@ -122,7 +128,28 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3TextConfig",
         {**_GEMMA3, "query_pre_attn_scalar": 8, "rope_parameters": _GEMMA3_ROPE},
     ),
+    # None of the tokens that are compared stands for an image.
+    "gemma3_vision": (
+        "Gemma3Config",
+        {
+            "text_config": _GEMMA3,
+            "vision_config": {**_TOWER, "image_size": 28},
+            "mm_tokens_per_image": 1,
+            "image_token_index": 61,
+        },
+    ),
     "gemma4": ("Gemma4TextConfig", _GEMMA4),
+    "gemma4_vision": (
+        "Gemma4Config",
+        {
+            "text_config": _GEMMA4,
+            "vision_config": {**_TOWER, "num_key_value_heads": 2, "head_dim": 8},
+            "audio_config": None,
+            "image_token_id": 61,
+            "video_token_id": 60,
+            "audio_token_id": 59,
+        },
+    ),
     "mixtral": ("MixtralConfig", {**_SHAPE, **_EXPERTS, "sliding_window": 4}),
     "qwen2_moe": ("Qwen2MoeConfig", {**_SHAPE, **_QWEN_EXPERTS, **_SHARED_EXPERT}),
     "qwen2_moe_tied": (
@@ -131,6 +158,25 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3_moe": ("Qwen3MoeConfig", {**_WIDE_HEADS, **_QWEN_EXPERTS, "norm_topk_prob": True}),
     "qwen3_5": ("Qwen3_5TextConfig", _QWEN3_5),
+    "qwen3_5_vision": (
+        "Qwen3_5Config",
+        {
+            "text_config": _QWEN3_5,
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_heads": 2,
+                "out_hidden_size": 32,
+                "patch_size": 7,
+                "num_position_embeddings": 16,
+            },
+            "image_token_id": 61,
+            "video_token_id": 60,
+            "vision_start_token_id": 59,
+            "vision_end_token_id": 58,
+        },
+    ),
     "qwen3_5_moe": ("Qwen3_5MoeTextConfig", {**_QWEN3_5, **_QWEN_EXPERTS, **_SHARED_EXPERT}),
     "smollm3": (
         "SmolLM3Config",
@@ -197,6 +243,8 @@ def _automatic_class(name: str) -> Any:
         return transformers.AutoModel
     if name in SEQUENCE_TO_SEQUENCE:
         return transformers.AutoModelForSeq2SeqLM
+    if name.endswith("_vision"):
+        return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
 
 
