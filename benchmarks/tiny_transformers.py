@@ -35,7 +35,13 @@ _GEMMA3_ROPE = {
 }
 _GEMMA2 = {**_WIDE_HEADS, "sliding_window": 4, "query_pre_attn_scalar": 16}
 _GEMMA3 = {**_GEMMA2, "num_hidden_layers": 7}
-
+_TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "patch_size": 7,
+}
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _QWEN_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _SHARED_EXPERT = {"shared_expert_intermediate_size": 40}
@@ -99,6 +105,7 @@ _BART = {
     "decoder_ffn_dim": 48,
     "max_position_embeddings": 64,
 }
+_T5GEMMA = {**_GEMMA2, "query_pre_attn_scalar": 20, "rope_parameters": _ROPE}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {**_SHAPE, "rope_parameters": _ROPE}),
     "llama31_tied": (
@@ -121,7 +128,28 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3TextConfig",
         {**_GEMMA3, "query_pre_attn_scalar": 8, "rope_parameters": _GEMMA3_ROPE},
     ),
+    # None of the tokens that are compared stands for an image.
+    "gemma3_vision": (
+        "Gemma3Config",
+        {
+            "text_config": _GEMMA3,
+            "vision_config": {**_TOWER, "image_size": 28},
+            "mm_tokens_per_image": 1,
+            "image_token_index": 61,
+        },
+    ),
     "gemma4": ("Gemma4TextConfig", _GEMMA4),
+    "gemma4_vision": (
+        "Gemma4Config",
+        {
+            "text_config": _GEMMA4,
+            "vision_config": {**_TOWER, "num_key_value_heads": 2, "head_dim": 8},
+            "audio_config": None,
+            "image_token_id": 61,
+            "video_token_id": 60,
+            "audio_token_id": 59,
+        },
+    ),
     "mixtral": ("MixtralConfig", {**_SHAPE, **_EXPERTS, "sliding_window": 4}),
     "qwen2_moe": ("Qwen2MoeConfig", {**_SHAPE, **_QWEN_EXPERTS, **_SHARED_EXPERT}),
     "qwen2_moe_tied": (
@@ -130,6 +158,25 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3_moe": ("Qwen3MoeConfig", {**_WIDE_HEADS, **_QWEN_EXPERTS, "norm_topk_prob": True}),
     "qwen3_5": ("Qwen3_5TextConfig", _QWEN3_5),
+    "qwen3_5_vision": (
+        "Qwen3_5Config",
+        {
+            "text_config": _QWEN3_5,
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_heads": 2,
+                "out_hidden_size": 32,
+                "patch_size": 7,
+                "num_position_embeddings": 16,
+            },
+            "image_token_id": 61,
+            "video_token_id": 60,
+            "vision_start_token_id": 59,
+            "vision_end_token_id": 58,
+        },
+    ),
     "qwen3_5_moe": ("Qwen3_5MoeTextConfig", {**_QWEN3_5, **_QWEN_EXPERTS, **_SHARED_EXPERT}),
     "smollm3": (
         "SmolLM3Config",
@@ -151,6 +198,14 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SEQUENCE_TO_SEQUENCE: dict[str, tuple[str, dict[str, Any]]] = {
     "bart": ("BartConfig", _BART),
+    "t5gemma": (
+        "T5GemmaConfig",
+        {
+            "vocab_size": 64,
+            "encoder": {**_T5GEMMA, "hidden_size": 40, "num_hidden_layers": 3},
+            "decoder": _T5GEMMA,
+        },
+    ),
 }
 IDS = np.arange(20)[None] * 7 % 64
 
@@ -188,36 +243,50 @@ def _automatic_class(name: str) -> Any:
         return transformers.AutoModel
     if name in SEQUENCE_TO_SEQUENCE:
         return transformers.AutoModelForSeq2SeqLM
+    if name.endswith("_vision"):
+        return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
 
 
-def torch_logits(model: Any, ids: np.ndarray = IDS) -> np.ndarray:
+def torch_logits(
+    model: Any, ids: np.ndarray = IDS, padding_mask: np.ndarray | None = None
+) -> np.ndarray:
     """Logits of a `transformers` or PEFT model; hidden states where it has none, or a decoder."""
     import torch
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     tokens = torch.tensor(ids)
+    # Without a mask some families take tokens that are as 0 as padding for padding.
+    mask = torch.tensor(np.ones_like(ids) if padding_mask is None else padding_mask)
     with torch.no_grad():
         if base.config.is_encoder_decoder:
-            result = base.model(input_ids=tokens, decoder_input_ids=tokens.flip(1))
+            result = base.model(
+                input_ids=tokens,
+                attention_mask=mask,
+                decoder_input_ids=tokens.flip(1),
+                decoder_attention_mask=torch.ones_like(mask),
+            )
         else:
-            result = base(tokens)
+            result = base(tokens, attention_mask=mask)
     values = result.logits if hasattr(result, "logits") else result.last_hidden_state
     return values.float().cpu().numpy()
 
 
-def keras_logits(model: Any, ids: np.ndarray = IDS) -> np.ndarray:
+def keras_logits(
+    model: Any, ids: np.ndarray = IDS, padding_mask: np.ndarray | None = None
+) -> np.ndarray:
     """Logits of a KerasHub causal language model, or hidden states of a backbone."""
     import keras
 
     ids = ids.astype("int32")
+    mask = np.ones_like(ids) if padding_mask is None else padding_mask
     known = {
         "token_ids": ids,
-        "padding_mask": np.ones_like(ids),
+        "padding_mask": mask,
         "segment_ids": np.zeros_like(ids),
         "position_ids": np.broadcast_to(np.arange(ids.shape[1], dtype="int32"), ids.shape),
         "encoder_token_ids": ids,
-        "encoder_padding_mask": np.ones_like(ids),
+        "encoder_padding_mask": mask,
         "decoder_token_ids": ids[:, ::-1],
         "decoder_padding_mask": np.ones_like(ids),
     }

@@ -382,9 +382,11 @@ class Task(StepModel, AdaptedModel):
         """Write an adapter as a PEFT folder; see `kerora.interchange.save_adapter`."""
         save_adapter(self, folder, name)
 
-    def load_adapter(self, folder: Any, name: str = "default", *, force: bool = False) -> None:
+    def load_adapter(
+        self, folder: Any, name: str = "default", *, force: bool = False, leave_out: Any = ()
+    ) -> None:
         """Load a PEFT folder or a `.lora.h5` file; see `kerora.interchange.load_adapter`."""
-        load_adapter(self, folder, name, force=force)
+        load_adapter(self, folder, name, force=force, leave_out=leave_out)
         forget_compiled_functions(self)
 
 

@@ -225,7 +225,7 @@ def _full_name(name: str, backbone: keras.Model) -> str:
         return re.sub(r"^(roberta|bert|distilbert|albert|esm)\.", "", name)
     if name.startswith((kind.prefix, "lm_head.")):
         return name
-    return kind.prefix + name
+    return kind.prefix + name.removeprefix("model.")
 
 
 def _kernel_layout(name: str, slot: _Slot, row_count: int) -> HuggingFaceWeight | None:

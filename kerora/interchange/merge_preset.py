@@ -31,7 +31,8 @@ from kerora.interchange.contents import AdapterContents
 from kerora.interchange.factors import by_module, factorization_of, layer_factors, part_rank
 from kerora.interchange.fingerprint import preset_difference
 from kerora.interchange.merge_changes import BLOCK
-from kerora.interchange.peft import biases_in_file, check_loadable, layers_in_file
+from kerora.interchange.other_heads import check_loadable
+from kerora.interchange.peft import biases_in_file, layers_in_file
 from kerora.models.converters import matrices_left_empty
 from kerora.models.errors import ModelSourceError
 from kerora.models.huggingface_folder import check_inside

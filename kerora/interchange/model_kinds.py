@@ -17,24 +17,35 @@ class ModelKind:
         task_type: PEFT's `task_type`.
         prefix: What stands before the names of the backbone's modules.
         head: Name of the module that gives the logits; None where there is none.
+        other_prefixes: What stands there instead below other heads, or in older adapters.
     """
 
     task_type: str
     prefix: str
     head: str | None
+    other_prefixes: tuple[str, ...] = ()
 
 
 _CAUSAL = ModelKind("CAUSAL_LM", "model.", "lm_head")
-_ENCODER = ModelKind("FEATURE_EXTRACTION", "", None)
+# The language model of a model that sees.
+_INNER = ModelKind(
+    "CAUSAL_LM", "model.language_model.", "lm_head", ("model.", "language_model.model.")
+)
 _SEQ2SEQ = ModelKind("SEQ_2_SEQ_LM", "model.", None)
+
+
+def _encoder(name: str) -> ModelKind:
+    return ModelKind("FEATURE_EXTRACTION", "", None, (f"{name}.",))
+
+
 _KINDS = {
     "GPT2Backbone": ModelKind("CAUSAL_LM", "transformer.", "lm_head"),
-    "BertBackbone": _ENCODER,
-    "RobertaBackbone": _ENCODER,
-    "XLMRobertaBackbone": _ENCODER,
-    "AlbertBackbone": _ENCODER,
-    "DistilBertBackbone": _ENCODER,
-    "ESMBackbone": _ENCODER,
+    "BertBackbone": _encoder("bert"),
+    "RobertaBackbone": _encoder("roberta"),
+    "XLMRobertaBackbone": _encoder("roberta"),
+    "AlbertBackbone": _encoder("albert"),
+    "DistilBertBackbone": _encoder("distilbert"),
+    "ESMBackbone": _encoder("esm"),
     "BartBackbone": _SEQ2SEQ,
     "T5GemmaBackbone": _SEQ2SEQ,
 }
@@ -42,5 +53,11 @@ _KINDS = {
 
 def model_kind(backbone: keras.Model) -> ModelKind:
     """How `transformers` loads this family: causal language models with `AutoModelForCausalLM`,
-    encoders with `AutoModel`, encoders with decoders with `AutoModelForSeq2SeqLM`."""
+    encoders with `AutoModel`, encoders with decoders with `AutoModelForSeq2SeqLM`.
+
+    A backbone that was loaded as the language model of a model that sees has the type of the latter
+    as `language_model_of`, and the names that its layers have there.
+    """
+    if getattr(backbone, "language_model_of", None) is not None:
+        return _INNER
     return _KINDS.get(own_class(backbone).__name__, _CAUSAL)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -32,6 +33,7 @@ from kerora.interchange.fingerprint import difference, fingerprint
 from kerora.interchange.keras_lora import load_keras_lora
 from kerora.interchange.layer_names import NamedLayer, named_biases, named_layers
 from kerora.interchange.model_kinds import model_kind
+from kerora.interchange.other_heads import check_loadable, named_as_in_file, without
 from kerora.interchange.peft_config import PeftConfig, most_common, write_config
 from kerora.interchange.tensor_file import write_tensors
 
@@ -116,6 +118,7 @@ def load_adapter(
     name: str = "default",
     *,
     force: bool = False,
+    leave_out: Sequence[str] = (),
 ) -> None:
     """Add the adapter of a PEFT folder to a model, in place, and make it active.
 
@@ -129,6 +132,9 @@ def load_adapter(
             `save_lora_weights` (see `load_keras_lora`: it names no base and holds no biases).
         name: Name under which the model holds the adapter.
         force: Load onto a base that the adapter was not trained on.
+        leave_out: Modules of the adapter that this model does not have, and whose weights are not
+            to be loaded: `["classifier"]` for the encoder of a classifier. Default: none, and an
+            adapter that has some is an error.
 
     Raises:
         AdapterError: If a file is missing or damaged, the adapter uses a feature that kerora does
@@ -144,7 +150,7 @@ def load_adapter(
     if os.fspath(folder).endswith(".h5"):
         load_keras_lora(model, folder, name)
         return
-    contents = inspect_adapter(folder)
+    contents = without(model, inspect_adapter(folder), leave_out)
     check_loadable(contents)
     layers = layers_in_file(model, contents)
     _check_base(model, contents, force)
@@ -242,26 +248,13 @@ def _quantization(layers: list[NamedLayer]) -> str | None:
     return next((mode for mode, _ in modes.most_common() if mode is not None), None)
 
 
-def check_loadable(contents: AdapterContents) -> None:
-    """Refuse an adapter that fits Hugging Face folders alone.
-
-    Raises:
-        AdapterError: If it is one.
-    """
-    if modules := contents.config.modules_to_save:
-        raise AdapterError(
-            f"{contents.folder}: kerora cannot load an adapter with `modules_to_save`. Received: "
-            f"{modules!r}. Merge it into the base's folder: `kerora merge`."
-        )
-
-
 def layers_in_file(model: keras.Model, contents: AdapterContents) -> list[NamedLayer]:
     """The layers of a model that an adapter's file holds factors for.
 
     Raises:
         AdapterError: If the model has no layer for some of them.
     """
-    layers = named_layers(model)
+    layers = named_as_in_file(named_layers(model), model, contents)
     found = [layer for layer in layers if layer.module in contents.factors]
     missing = set(contents.factors) - {layer.module for layer in layers}
     for table in found:
@@ -274,7 +267,8 @@ def layers_in_file(model: keras.Model, contents: AdapterContents) -> list[NamedL
         raise AdapterError(
             f"{contents.folder / TENSOR_FILE}: this model has no layer for {len(missing)} of the "
             f"{len(contents.factors)} adapted modules: {some}{', …' if len(missing) > 3 else ''}. "
-            f"Its own are named like '{example}'."
+            f"Its own are named like '{example}'. What this model does not have at all, such as a "
+            "vision tower, can be named in `leave_out`."
         )
     _check_tables(model, found)
     return parts_in_file(contents, found)
@@ -323,7 +317,7 @@ def biases_in_file(
     file = contents.folder / TENSOR_FILE
     result = []
     missing = dict(contents.biases)
-    for bias in named_biases(model):
+    for bias in named_as_in_file(named_biases(model), model, contents):
         value = contents.biases.get(bias.module)
         if value is None:
             continue

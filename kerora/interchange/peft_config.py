@@ -102,8 +102,9 @@ class PeftConfig:
 
 def _targets(config: PeftConfig, adapted: list[str], all_modules: list[str]) -> list[str]:
     # `transformers` gives encoders layers, such as poolers, that KerasHub leaves out: a short name
-    # could mean one of them too.
-    if config.task_type != "CAUSAL_LM":
+    # could mean one of them too. So it is with the vision tower beside a language model.
+    is_inner = any(name.startswith("model.language_model.") for name in adapted)
+    if config.task_type != "CAUSAL_LM" or is_inner:
         return sorted(adapted)
     return _short_names(adapted, all_modules)
 

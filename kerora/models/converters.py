@@ -30,6 +30,10 @@ from kerora.models.large_tables import fill_rows, is_large
 _TIED_HEAD = "lm_head.weight"
 _TABLE = "embed_tokens.weight"
 _INNER = "model.language_model."
+# What a model that sees has beside its language model.
+_SIGHT = re.compile(
+    r"(model\.)?(vision_tower|multi_modal_projector|embed_vision|audio_tower|embed_audio|visual)\."
+)
 _ENCODER_NAMES = ("roberta.", "albert.", "distilbert.")
 # The shapes of four-bit blocks and their scales that unpack to a tensor of a given shape.
 _PACKED = {
@@ -224,6 +228,11 @@ def load_weights(
             self.taken: set[str] = set()
             self.stood_in: set[str] = set()
 
+        def get_prefixed_key(self, hf_weight_key, dict_like):
+            full_name = super().get_prefixed_key(hf_weight_key, dict_like)
+            self.taken.add(full_name)
+            return full_name
+
         def get_tensor(self, hf_weight_key):
             if hf_weight_key == _TIED_HEAD and text_config(config).get("tie_word_embeddings"):
                 # The head of a tied model is not stored twice.
@@ -287,7 +296,10 @@ def load_weights(
         raise ModelSourceError(f"The weights of '{source}' cannot be read: {error}") from error
     if text_config(config).get("tie_word_embeddings"):
         loader.taken.add(_TIED_HEAD)
-    _check_all_taken(source, set(names), loader.taken)
+    held = set(names)
+    if "language_model_of" in config:
+        held = {name for name in held if not _SIGHT.match(name)}
+    _check_all_taken(source, held, loader.taken)
 
 
 def _add_token_type(backbone: keras.Model, loader: Any) -> None:

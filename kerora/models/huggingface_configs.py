@@ -9,6 +9,9 @@ converters were written for.
 | `bart` | `encoder_layers` | `num_hidden_layers` |
 | `gemma4` | `per_layer_config` | `global_head_dim`, `num_global_key_value_heads` |
 | `qwen3_5_text`, `qwen3_5_moe_text` | the language model alone | it under `text_config` |
+
+Of a model that sees (`Gemma3ForConditionalGeneration` and its like) the language model alone is
+read: it gives the same logits for text, and takes no images and no memory for a vision tower.
 """
 
 from __future__ import annotations
@@ -21,6 +24,26 @@ _GLOBAL_FIELDS = {
     "head_dim": "global_head_dim",
     "num_key_value_heads": "num_global_key_value_heads",
 }
+# The types of models that see, and of their language models alone.
+_LANGUAGE_MODELS = {
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+}
+# What `transformers` fills in where the published folders say nothing.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "vocab_size": 262_208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "tie_word_embeddings": True,
+    },
+    "gemma4": {"tie_word_embeddings": True},
+}
 
 
 def complete_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -29,27 +52,44 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
     Args:
         config: The `config.json` of a Hugging Face folder; left as it is.
 
+    Returns:
+        The configuration. `language_model_of` in it names the type of the model that it is the
+        language model of, where the rest of that model is left out.
+
     Raises:
         ModelSourceError: If single layers differ in what KerasHub has one value for.
     """
     family = config.get("model_type", "")
+    if "vision_config" in config and family in _LANGUAGE_MODELS:
+        return _language_model(config)
     if family in ("qwen3_5_text", "qwen3_5_moe_text"):
-        nested = _with_experts(config)
         return {
             "model_type": family.removesuffix("_text"),
             "architectures": config.get("architectures"),
             "tie_word_embeddings": config.get("tie_word_embeddings", False),
-            "text_config": nested,
+            "text_config": _with_experts(config),
         }
-    if family in ("gemma4", "gemma4_text"):
-        if "text_config" in config:
-            return {**config, "text_config": _with_global_fields(config["text_config"])}
+    if family == "gemma4_text":
         return _with_global_fields(config)
     if family == "bart":
         return {"num_hidden_layers": config.get("encoder_layers"), **config}
     if family == "qwen3_moe":
         return _with_experts(config)
     return config
+
+
+def _language_model(config: dict[str, Any]) -> dict[str, Any]:
+    family = config["model_type"]
+    text = {
+        **_DEFAULTS.get(family, {}),
+        **config["text_config"],
+        "model_type": _LANGUAGE_MODELS[family],
+        "architectures": config.get("architectures"),
+    }
+    if "tie_word_embeddings" in config:
+        # The whole model's counts.
+        text["tie_word_embeddings"] = config["tie_word_embeddings"]
+    return {**complete_config(text), "language_model_of": family}
 
 
 def _with_experts(text: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | `hidden_act` `gelu` (taken as its approximation) | BERT |
 | `token_type_embeddings` | RoBERTa |
 | `hidden_act` other than GELU | encoders: refused |
+| `sliding_window` | T5Gemma (none in the encoder, one wider in the decoder) |
+| fields in which encoder and decoder differ | T5Gemma: refused |
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ import keras
 
 from kerora.adapters.targets import sublayers
 from kerora.models.converters import text_config
-from kerora.models.errors import ModelSourceError
+from kerora.models.errors import inexpressible
+from kerora.models.huggingface_t5gemma import check_t5gemma, mend_t5gemma
 
 _GEMMA = ("gemma", "gemma2", "gemma3", "gemma3_text")
 _WITH_EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe")
@@ -61,6 +64,8 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
         ModelSourceError: For a value that KerasHub's backbone cannot express.
     """
     family, text = config["model_type"], text_config(config)
+    if family == "t5gemma":
+        check_t5gemma(config)
     if family == "gpt2":
         return _gpt2_arguments(text)
     if family in _LAYER_NORM_EPSILON or family == "distilbert":
@@ -106,6 +111,8 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
         ModelSourceError: For a value that KerasHub's backbone cannot express.
     """
     family, text = config["model_type"], text_config(config)
+    if family == "t5gemma":
+        mend_t5gemma(backbone, config)
     if family in _LAYER_NORM_EPSILON:
         field, default = _LAYER_NORM_EPSILON[family]
         for layer, _ in sublayers(backbone):
@@ -243,11 +250,3 @@ def _check_head(family: str, text: dict[str, Any]) -> None:
 def _check_activation(family: str, text: dict[str, Any]) -> None:
     if family not in _GEMMA and text.get("hidden_act", "silu") not in ("silu", "swish"):
         raise inexpressible(family, "hidden_act", text["hidden_act"], "'silu'")
-
-
-def inexpressible(family: str, field: str, value: object, expected: object) -> ModelSourceError:
-    """The error for a field of a configuration that KerasHub's layers cannot compute."""
-    return ModelSourceError(
-        f"KerasHub's backbone for '{family}' has no way to express this `{field}`. Expected: "
-        f"{expected}. Received: {value!r}. Loaded regardless, the model would give other answers."
-    )

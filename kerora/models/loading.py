@@ -30,7 +30,7 @@ from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
 from kerora.models.huggingface_folder import all_places
 from kerora.models.huggingface_tokenizer import mend_tokenizer
 
-CHECKED_BACKBONES = ("bert", "roberta", "xlm-roberta", "albert", "distilbert", "bart")
+CHECKED_BACKBONES = ("bert", "roberta", "xlm-roberta", "albert", "distilbert", "bart", "t5gemma")
 BUNDLED = {"tiny_gemma": Path(__file__).parent / "tiny_gemma"}
 
 
@@ -38,8 +38,9 @@ def load_task(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models
     """Load a KerasHub causal language model.
 
     A Hugging Face folder is read tensor by tensor, and gives what `transformers` gives: what
-    KerasHub's converters drop from its configuration is put back. A GGUF file is read in the same
-    way; its quantised weights become `dtype`.
+    KerasHub's converters drop from its configuration is put back. Of a Gemma 3 that sees images the
+    language model alone is loaded. A GGUF file is read in the same way; its quantised weights
+    become `dtype`.
 
     Args:
         source: The bundled `"tiny_gemma"`, the name of a KerasHub preset (`"gemma_2b_en"`), a
@@ -179,6 +180,7 @@ def _load_huggingface_backbone(
     with matrices_left_empty():
         backbone = empty_backbone(name, config, dtype=dtype, **constructor_arguments(config))
     mend_layers(backbone, config)
+    backbone.language_model_of = config.get("language_model_of")
     load_weights(backbone, name, config, tensors)
     return backbone
 

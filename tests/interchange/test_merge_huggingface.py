@@ -34,7 +34,9 @@ WEIGHTS = "model.safetensors"
 
 
 def load(folder, dtype="float32"):
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    config = json.loads((Path(folder) / "config.json").read_text())
+    kind = getattr(transformers, config["architectures"][0])
+    return kind.from_pretrained(folder, dtype=dtype).eval()
 
 
 def adapted(base, folder, spread=0.2, **fields):

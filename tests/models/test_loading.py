@@ -66,11 +66,24 @@ def test_a_backbone_agrees_with_transformers(name, tmp_path):
     np.testing.assert_allclose(keras_logits(backbone), torch_logits(reference), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [*ENCODERS, *SEQUENCE_TO_SEQUENCE])
+def test_padded_rows_agree_with_transformers(name, tmp_path):
+    reference = tiny_transformers(name, tmp_path)
+    padding = reference.config.pad_token_id
+    ids = np.concatenate([IDS + 5, np.full((1, 6), padding)], axis=1) % 64
+    mask = np.concatenate([np.ones_like(IDS), np.zeros((1, 6), int)], axis=1)
+    found = keras_logits(load_backbone(tmp_path), ids, mask)
+    expected = torch_logits(reference, ids, mask)
+    # A decoder's rows are not padded here; those of an encoder alone are, and mean nothing there.
+    length = ids.shape[1] if name in SEQUENCE_TO_SEQUENCE else IDS.shape[1]
+    np.testing.assert_allclose(found[:, :length], expected[:, :length], atol=1e-4)
+
+
 def test_a_backbone_that_was_never_checked_is_refused(tmp_path):
     tiny_transformers("bert", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "t5gemma"}))
-    with pytest.raises(ModelSourceError, match="'t5gemma'"):
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "vit"}))
+    with pytest.raises(ModelSourceError, match="'vit'"):
         load_backbone(tmp_path)
 
 
@@ -124,6 +137,26 @@ def test_what_keras_layers_cannot_express_is_refused(name, fields, message, tmp_
     (tmp_path / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises(ModelSourceError, match=message):
         load_task(tmp_path, preprocessor=None)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("encoder", "attn_logit_softcapping", 7.0),
+        ("encoder", "rms_norm_eps", 1e-5),
+        ("encoder", "rope_parameters", {"rope_type": "default", "rope_theta": 7.0}),
+        ("decoder", "rope_parameters", {"rope_type": "linear", "rope_theta": 500.0}),
+        (None, "tie_word_embeddings", False),
+    ],
+)
+def test_what_t5gemma_layers_cannot_express_is_refused(part, field, value, tmp_path):
+    tiny_transformers("t5gemma", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (config if part is None else config[part])[field] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    named = "rope_t" if field == "rope_parameters" else field
+    with pytest.raises(ModelSourceError, match=rf"`{'' if part is None else part + '.'}{named}"):
+        load_backbone(tmp_path)
 
 
 def test_weights_without_a_place_are_refused(tmp_path):

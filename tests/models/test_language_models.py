@@ -1,0 +1,123 @@
+"""The language model of a model that sees, which is what is loaded of it."""
+
+import json
+import shutil
+
+import keras_hub
+import numpy as np
+import pytest
+
+import kerora
+from benchmarks.tiny_transformers import keras_logits, tiny_transformers, torch_logits
+from kerora.models.errors import ModelSourceError
+from kerora.models.families import packing_support
+from kerora.models.loading import BUNDLED, load_task
+
+pytest.importorskip("transformers")
+pytest.importorskip("torch")
+
+SEEING = ["gemma3_vision", "gemma4_vision", "qwen3_5_vision"]
+
+
+def change_config(folder, change):
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    change(config)
+    file.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_it_takes_tokens_alone_and_holds_no_vision_tower(family, tmp_path):
+    tiny_transformers(family, tmp_path)
+    backbone = load_task(tmp_path, preprocessor=None).backbone
+    assert set(backbone.input) <= {"token_ids", "padding_mask", "position_ids"}
+    assert backbone.vision_encoder is None
+    text = {"gemma3": 7, "gemma4": 6, "qwen3_5": 2}[family.removesuffix("_vision")]
+    assert len(backbone.transformer_layers) == text
+
+
+def test_fields_that_published_folders_leave_out(tmp_path):
+    # As in google/gemma-3-4b-it, of which only the sizes that have no default are given.
+    left_out = {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+    }
+    rope = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+    }
+    text = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 7,
+        "sliding_window": 4,
+    }
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    vision |= {"intermediate_size": 24, "num_attention_heads": 2}
+    reference = tiny_transformers(
+        "gemma3_vision",
+        tmp_path,
+        text_config={**text, **left_out, "rope_parameters": rope},
+        vision_config=vision,
+    )
+    old = {**text, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    change_config(tmp_path, lambda config: config.update(text_config=old))
+    change_config(tmp_path, lambda config: config.pop("tie_word_embeddings"))
+    model = load_task(tmp_path, preprocessor=None)
+    np.testing.assert_allclose(keras_logits(model), torch_logits(reference), atol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_both_orders_of_names_are_read(prefix, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    reference = tiny_transformers("gemma3_vision", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = {
+        name.replace("language_model.model.", prefix): tensor
+        for name, tensor in load_file(file).items()
+    }
+    save_file(tensors, file, {"format": "pt"})
+    model = load_task(tmp_path, preprocessor=None)
+    np.testing.assert_allclose(keras_logits(model), torch_logits(reference), atol=1e-4)
+
+
+def test_a_tensor_of_the_language_model_without_a_place_is_refused(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    tiny_transformers("gemma3_vision", tmp_path)
+    file = tmp_path / "model.safetensors"
+    extra = {"language_model.model.layers.0.mlp.extra.weight": np.zeros(3, "float32")}
+    save_file(load_file(file) | extra, file, {"format": "pt"})
+    with pytest.raises(ModelSourceError, match=r"no place for 1 .*mlp\.extra"):
+        load_task(tmp_path, preprocessor=None)
+
+
+def test_it_is_fine_tuned_on_packed_text(tmp_path):
+    tokenizer = BUNDLED["tiny_gemma"] / "assets" / "tokenizer" / "vocabulary.spm"
+    size = keras_hub.models.GemmaTokenizer(proto=str(tokenizer)).vocabulary_size()
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "query_pre_attn_scalar": 16}
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    vision |= {"intermediate_size": 24, "num_attention_heads": 2}
+    tiny_transformers(
+        "gemma3_vision",
+        tmp_path,
+        text_config={**text, "vocab_size": size},
+        vision_config=vision,
+    )
+    shutil.copyfile(tokenizer, tmp_path / "tokenizer.model")
+    model = kerora.from_preset(tmp_path)
+    assert packing_support(model.backbone)[0]
+    model.backbone.enable_lora(4, targets="all-linear")
+    rows = [{"instruction": "What is the opposite of hot?", "response": "Cold."}] * 16
+    history = model.fit(rows, epochs=3, sequence_length=64, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+    model.save_adapter(tmp_path / "adapter")
+    targets = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert all(name.startswith("model.language_model.") for name in targets["target_modules"])
