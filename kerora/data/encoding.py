@@ -1,7 +1,7 @@
 """One row of data to token ids and loss weights."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -95,6 +95,21 @@ class Encoder:
     def _special_tokens(self) -> dict[str, str]:
         names = {"bos_token": "start_token", "eos_token": "end_token", "pad_token": "pad_token"}
         return {name: getattr(self.tokenizer, own, None) or "" for name, own in names.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides what a row becomes but the tokenizer's tables, for JSON."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return {
+            **own,
+            "tokenizer": f"{type(self.tokenizer).__module__}.{type(self.tokenizer).__qualname__}",
+            "chat_source": self._chat.source,
+            "special_tokens": self._special_tokens(),
+            "start_and_end": [self._text.start_token_id, self._text.end_token_id],
+        }
+
+    def tokenizer_tables(self) -> bytes | None:
+        """The tokenizer's vocabulary and rules; None where it does not say."""
+        return self._text.tables()
 
     @property
     def pad_token_id(self) -> int:
