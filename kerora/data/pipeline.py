@@ -42,7 +42,7 @@ def make_batches(
         packing: Whether several examples share a row.
         train_on: `"response"` learns the response alone where a row has one, `"all"` every token.
         template: Layout of rows; see `Encoder`.
-        chat_template: Jinja source for conversations; see `Encoder`.
+        chat_template: Of conversations; see `Encoder`.
         y: Responses to `data`, which then holds the prompts; each a list of strings.
         sample_weight: The weight of each row's loss, `(rows,)`.
         class_weight: Factors for the loss on labels, by token id.
