@@ -2,7 +2,8 @@
 
 import os
 import sys
-from pathlib import Path
+
+from kerora.cache_folder import cache_folder
 
 
 def keep_compiled_code() -> None:
@@ -17,9 +18,8 @@ def keep_compiled_code() -> None:
         jax and jax.config.jax_compilation_cache_dir
     ):
         return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     settings = {
-        "jax_compilation_cache_dir": str(cache / "kerora" / "compiled"),
+        "jax_compilation_cache_dir": str(cache_folder() / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.2,
     }
     for name, value in settings.items():

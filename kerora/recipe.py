@@ -51,6 +51,25 @@ class ModelRecipe(_Section):
     quantize: Literal["none", "int8", "int4"] = Field(
         default="none", description="Hold the frozen base in 8 or 4 bits."
     )
+    chat_template: str | None = Field(
+        default=None,
+        description="How conversations are rendered: a .jinja file, or one of chatml, gemma, "
+        "llama3, plain, qwen. null: the model's own, else the one whose marks its tokenizer "
+        "knows.",
+    )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _read_chat_template(cls, template: str | None) -> str | None:
+        if template is None:
+            return None
+        from kerora.data.chat import ChatTemplate
+        from kerora.data.chat_templates import CHAT_TEMPLATES, read_chat_template
+
+        # The run holds what stands in the file, which may change.
+        source = read_chat_template(template)
+        ChatTemplate(source)
+        return template if template in CHAT_TEMPLATES else source
 
     @field_validator("source")
     @classmethod

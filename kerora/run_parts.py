@@ -95,7 +95,7 @@ def load_model(recipe: ModelRecipe, *, full: bool = False) -> Task:
         model = type(model)(backbone=backbone, preprocessor=model.preprocessor)
     task = adapt(model)
     task.source = recipe.source
-    task.chat_template = chat_template(recipe.source)
+    task.chat_template = recipe.chat_template or chat_template(recipe.source)
     if recipe.quantize != "none":
         task.quantize(recipe.quantize)
     return task

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
@@ -21,10 +22,11 @@ from kerora.adapters.lifecycle import forget_compiled_functions
 from kerora.backbone import Backbone
 from kerora.cpu_memory import release_freed_memory, run_steps_one_by_one
 from kerora.data import Batches, check_token_data, is_token_data
+from kerora.data.chat_templates import read_chat_template
 from kerora.default_learning_rates import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE
 from kerora.interchange import load_adapter, save_adapter
 from kerora.interchange.keras_lora import has_keras_lora, take_over_keras_lora
-from kerora.models.loading import chat_template, load_task
+from kerora.models.loading import CHAT_TEMPLATE_FILE, chat_template, load_task
 from kerora.training.fit_data import DataOptions, text_batches, warn_of_lost_rows
 from kerora.training.losses import TokenLoss, check_text_loss
 from kerora.training.rematerialisation import rematerialise_by_default
@@ -111,7 +113,21 @@ class Task(StepModel, AdaptedModel):
     """Mixin of a KerasHub causal language model: kerora's `fit` and what belongs to it."""
 
     source: str | None = None
-    chat_template: str | None = None
+    _chat_template: str | None = None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source that conversations are rendered by; None for a built-in one.
+
+        Set it to Jinja source, the path of a file of it, or the name of a built-in one: `"chatml"`,
+        `"gemma"`, `"llama3"`, `"plain"` or `"qwen"`. It is saved with adapters and presets, and
+        read with them.
+        """
+        return self._chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: str | None) -> None:
+        self._chat_template = None if template is None else read_chat_template(template)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> keras.Model:
@@ -373,6 +389,9 @@ class Task(StepModel, AdaptedModel):
             )
         with as_own_class(self), as_own_class(self.backbone):
             self.save_to_preset(preset_dir, **kwargs)
+        if self.chat_template is not None:
+            path = Path(preset_dir) / CHAT_TEMPLATE_FILE
+            path.write_text(self.chat_template, encoding="utf-8")
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters train, of how many, per kind of target."""

@@ -80,6 +80,18 @@ def test_a_resolved_recipe_is_a_recipe(write):
     assert again == recipe
 
 
+def test_a_chat_template_is_kept_as_its_file_holds_it(write, tmp_path):
+    text = "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}\n"
+    path = tmp_path / "mine.jinja"
+    path.write_text(text)
+    recipe = load_recipe(write(MINIMAL), [f"model.chat_template={path}"])
+    path.write_text("{{ 'changed' }}")
+    assert recipe.model.chat_template == text
+    assert load_recipe(write(yaml.safe_dump(recipe.model_dump()))) == recipe
+    named = load_recipe(write(MINIMAL), ["model.chat_template=chatml"])
+    assert named.model.chat_template == "chatml"
+
+
 def test_overrides_are_yaml(write):
     recipe = load_recipe(
         write(MINIMAL),
@@ -144,6 +156,8 @@ def test_a_wrong_override_is_named_instead_of_a_line(write):
         ("epochs=0", "expected a whole number (at least 1) or null. Received: 0"),
         ("adapter=nnone", "expected a section of keys or none. Received: 'nnone'"),
         ("model.source=./nowhere/model", "no such folder or .gguf file: './nowhere/model'"),
+        ("model.chat_template=chatlm", "one of chatml, gemma, llama3, plain, qwen, a .jinja file"),
+        ("model.chat_template='{% for'", "not valid Jinja"),
         ("data.train=[]", "an empty list of files"),
         ("data.train=rows/*.jsonl", "no such file: 'rows/*.jsonl'"),
         ("sequence_length=1", "expected a whole number (at least 2). Received: 1"),

@@ -10,6 +10,11 @@ import numpy as np
 import pytest
 import yaml
 
+import kerora
+from kerora.cli.model import load
+from kerora.data.chat_templates import CHATML
+from kerora.data.encoding import Encoder
+from kerora.interchange import merge_folder
 from kerora.recipe import Recipe
 from kerora.run import run
 from kerora.run_folder import RunError, open_run_folder
@@ -62,3 +67,47 @@ def test_another_recipe_shows_what_differs(tmp_path):
     ):
         pass
     assert "adapter.rank: '(none)' there, 2 now" in str(caught.value)
+
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
+
+
+@pytest.mark.parametrize("adapter", [{"rank": 2, "targets": ["query"]}, "none"])
+def test_a_chat_template_goes_with_what_was_trained(tmp_path, adapter):
+    (tmp_path / "mine.jinja").write_text(TEMPLATE)
+    model = {"source": "tiny_gemma", "chat_template": str(tmp_path / "mine.jinja")}
+    rows = tmp_path / "chats.jsonl"
+    rows.write_text('{"prompt": "Say hello.", "response": "Hello."}\n' * 8)
+    data = {"train": str(rows), "validation": 0.0, "template": "{prompt} {response}"}
+    result = run(recipe(tmp_path, model=model, adapter=adapter, data=data), tmp_path / "run")
+    (tmp_path / "mine.jinja").unlink()
+    if adapter == "none":
+        again = kerora.from_preset(result.folder.model)
+    else:
+        again = load("tiny_gemma", result.folder.adapter)
+        merge_folder("tiny_gemma", result.folder.adapter, tmp_path / "merged")
+        assert kerora.from_preset(tmp_path / "merged").chat_template == TEMPLATE
+    encoder = Encoder(
+        again.preprocessor.tokenizer, sequence_length=64, chat_template=again.chat_template
+    )
+    asked = [{"role": "user", "content": "Hi."}]
+    assert encoder.prompt_text(asked) == "[user] Hi.\n[assistant] "
+
+
+def test_a_task_takes_a_chat_template_by_name(tmp_path):
+    model = kerora.from_preset("tiny_gemma", load_weights=False)
+    assert model.chat_template is None
+    model.chat_template = "chatml"
+    assert model.chat_template == CHATML
+    with pytest.raises(kerora.DataError, match="one of chatml"):
+        model.chat_template = "chatlm"
+    model.backbone.enable_lora(2)
+    model.save_adapter(tmp_path / "adapter")
+    (tmp_path / "adapter" / "chat_template.jinja").write_bytes(b"\xff")
+    other = kerora.from_preset("tiny_gemma", load_weights=False)
+    with pytest.raises(kerora.AdapterError, match="cannot be read as a chat template"):
+        other.load_adapter(tmp_path / "adapter", force=True)
+    model.chat_template = None
+    model.save_adapter(tmp_path / "adapter")
+    other.load_adapter(tmp_path / "adapter", force=True)
+    assert other.chat_template is None

@@ -1,6 +1,9 @@
-"""The chat templates of well-known families, for models that bring none."""
+"""The chat templates of well-known families, for models that bring none or an unsuited one."""
 
+from pathlib import Path
 from typing import Any
+
+from kerora.data.errors import DataError
 
 GEMMA = """\
 {{ bos_token }}{% set ns = namespace(system='') %}\
@@ -66,6 +69,14 @@ PLAIN = """\
 {% endfor %}\
 {% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"""
 
+CHAT_TEMPLATES = {
+    "chatml": CHATML,
+    "gemma": GEMMA,
+    "llama3": LLAMA3,
+    "plain": PLAIN,
+    "qwen": QWEN,
+}
+
 # By the marks that the vocabulary holds; the first that fits is taken.
 _BUILT_IN = (
     (("<start_of_turn>",), GEMMA),
@@ -82,3 +93,39 @@ def built_in_chat_template(has_token: Any) -> str:
         has_token: Says whether a text is one token of the vocabulary.
     """
     return next((source for marks, source in _BUILT_IN if all(map(has_token, marks))), PLAIN)
+
+
+def read_chat_template(text: str) -> str:
+    """The Jinja source that a text stands for.
+
+    Args:
+        text: The name of one in `CHAT_TEMPLATES`, the path of a file, or Jinja source itself.
+
+    Raises:
+        DataError: It is none of these.
+
+    Example:
+
+    ```python
+    read_chat_template("chatml") == read_chat_template(CHATML) == CHATML
+    ```
+    """
+    if _is_jinja(text):
+        return text
+    if text in CHAT_TEMPLATES:
+        return CHAT_TEMPLATES[text]
+    path = Path(text).expanduser()
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"A chat template is one of {', '.join(CHAT_TEMPLATES)}, a .jinja file, or Jinja text. "
+            f"Received: {text!r}, which cannot be read as a file ({error})"
+        ) from None
+    if not _is_jinja(source):
+        raise DataError(f"{path} holds no Jinja, and so no place for the messages of a chat.")
+    return source
+
+
+def _is_jinja(text: str) -> bool:
+    return "{{" in text or "{%" in text

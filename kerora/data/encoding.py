@@ -1,13 +1,17 @@
 """One row of data to token ids and loss weights."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 
 from kerora.data.chat import ChatTemplate
-from kerora.data.chat_templates import built_in_chat_template
+from kerora.data.chat_templates import (
+    CHAT_TEMPLATES,
+    built_in_chat_template,
+    read_chat_template,
+)
 from kerora.data.errors import DataError, LongRow, RowProblem
 from kerora.data.formats import Example, Message, read_example
 from kerora.data.templates import (
@@ -48,8 +52,9 @@ class Encoder:
         train_on: `"response"` weighs the response alone where a row has one, `"all"` every token.
         template: None to recognise the fields; text such as `"Q: {q}\\nA: {a}"`; or `"chat"` to
             lay prompts and responses out as a conversation.
-        chat_template: Jinja source for conversations, such as the model's own; None takes the
-            built-in one whose marks the tokenizer knows.
+        chat_template: Jinja source for conversations, such as the model's own, the path of a file
+            of it, or a name in `chat_templates.CHAT_TEMPLATES`; None takes the built-in one whose
+            marks the tokenizer knows.
         add_start_token: Whether examples start with the tokenizer's start token, as KerasHub's
             preprocessors do.
         add_end_token: Whether the end token follows the response (and is learned).
@@ -87,14 +92,31 @@ class Encoder:
         _check_choice("on_long_row", self.on_long_row, ("truncate", "skip", "stop"))
         self._read = example_reader(self.template)
         self._text = TextTokenizer(self.tokenizer)
-        source = self.chat_template
-        if source is None:
+        if self.chat_template is None:
             source = built_in_chat_template(lambda mark: self._text.mark_id(mark) is not None)
+        else:
+            source = read_chat_template(self.chat_template)
+        self._built_in = source in CHAT_TEMPLATES.values()
         self._chat = ChatTemplate(source, self._special_tokens())
 
     def _special_tokens(self) -> dict[str, str]:
         names = {"bos_token": "start_token", "eos_token": "end_token", "pad_token": "pad_token"}
         return {name: getattr(self.tokenizer, own, None) or "" for name, own in names.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides what a row becomes but the tokenizer's tables, for JSON."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return {
+            **own,
+            "tokenizer": f"{type(self.tokenizer).__module__}.{type(self.tokenizer).__qualname__}",
+            "chat_source": self._chat.source,
+            "special_tokens": self._special_tokens(),
+            "start_and_end": [self._text.start_token_id, self._text.end_token_id],
+        }
+
+    def tokenizer_tables(self) -> bytes | None:
+        """The tokenizer's vocabulary and rules; None where it does not say."""
+        return self._text.tables()
 
     @property
     def pad_token_id(self) -> int:
@@ -217,7 +239,7 @@ class Encoder:
     def _starts(self, ids: list[int], conversation: bool) -> bool:
         """Whether a start token belongs in front. A model's own template writes it, or means none;
         in a built-in one it is not doubled."""
-        own = self.chat_template is not None or ids[:1] == [self._text.start_token_id]
+        own = not self._built_in or ids[:1] == [self._text.start_token_id]
         return self.add_start_token and not (conversation and own)
 
     def _shorten(self, ids: list[int], learned: list[bool]) -> tuple[list[int], list[bool]]:

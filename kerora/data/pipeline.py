@@ -8,6 +8,7 @@ import numpy as np
 from kerora.data.batches import Batches
 from kerora.data.encoding import Encoder, TrainOn
 from kerora.data.errors import DataError
+from kerora.data.row_cache import FEWEST_ROWS, RowCache
 from kerora.data.sources import ColumnSource, Source, open_source
 from kerora.data.windows import WindowReader
 
@@ -41,7 +42,7 @@ def make_batches(
         packing: Whether several examples share a row.
         train_on: `"response"` learns the response alone where a row has one, `"all"` every token.
         template: Layout of rows; see `Encoder`.
-        chat_template: Jinja source for conversations; see `Encoder`.
+        chat_template: Of conversations; see `Encoder`.
         y: Responses to `data`, which then holds the prompts; each a list of strings.
         sample_weight: The weight of each row's loss, `(rows,)`.
         class_weight: Factors for the loss on labels, by token id.
@@ -86,6 +87,7 @@ def make_batches(
         token_weights=dict(class_weight) if class_weight else None,
         packing=packing,
         on_bad_row=on_bad_row,
+        cache=RowCache(encoder) if len(source) >= FEWEST_ROWS else None,
     )
     return Batches(reader, batch_size=batch_size, shuffle=shuffle, seed=seed)
 

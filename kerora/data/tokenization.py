@@ -2,7 +2,7 @@
 
 KerasHub's tokenizers are layers: a call converts its inputs and outputs each time. The objects
 that do the work (`sentencepiece`, `tokenizers`) take a list of strings at once; they are private,
-used in `_batch_tokenizer` alone, and the layer is called where they are not found.
+used in `_workers` alone, and the layer is called where they are not found.
 """
 
 import re
@@ -18,13 +18,21 @@ _MARK = re.compile(
 )
 
 
-def _batch_tokenizer(tokenizer: Any) -> Callable[[list[str]], Sequence[Sequence[int]]]:
-    """The quickest function from texts to ids that this tokenizer has."""
+def _workers(tokenizer: Any) -> tuple[Any, Any]:
+    """The `sentencepiece` or else the `tokenizers` object of a tokenizer; None for the other."""
     sentence_piece = getattr(tokenizer, "_sentence_piece_spm", None)
     if sentence_piece is not None and hasattr(sentence_piece, "Encode"):
-        return lambda texts: sentence_piece.Encode(texts, add_bos=False, add_eos=False)
+        return sentence_piece, None
     byte_pair = getattr(tokenizer, "_tokenizer", None)
-    if byte_pair is not None and hasattr(byte_pair, "encode_batch"):
+    return None, byte_pair if hasattr(byte_pair, "encode_batch") else None
+
+
+def _batch_tokenizer(tokenizer: Any) -> Callable[[list[str]], Sequence[Sequence[int]]]:
+    """The quickest function from texts to ids that this tokenizer has."""
+    sentence_piece, byte_pair = _workers(tokenizer)
+    if sentence_piece is not None:
+        return lambda texts: sentence_piece.Encode(texts, add_bos=False, add_eos=False)
+    if byte_pair is not None:
 
         def encode(texts: list[str]) -> list[list[int]]:
             encodings = byte_pair.encode_batch(texts, add_special_tokens=False)
@@ -54,6 +62,13 @@ class TextTokenizer:
         after_break = self._encode(["\na", "\n", "a"])
         whole, line_break, alone = (list(ids) for ids in after_break)
         self._anchor = line_break if whole != line_break + alone else None
+
+    def tables(self) -> bytes | None:
+        """The vocabulary and the rules that texts are split by; None where they are not known."""
+        sentence_piece, byte_pair = _workers(self._tokenizer)
+        if sentence_piece is not None:
+            return bytes(sentence_piece.serialized_model_proto())
+        return None if byte_pair is None else byte_pair.to_str().encode()
 
     def mark_id(self, text: str) -> int | None:
         """The id of a special token by its text; None where the vocabulary has no such token."""

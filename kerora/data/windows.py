@@ -18,6 +18,7 @@ from kerora.data.encoding import Encoded, Encoder
 from kerora.data.errors import BadRow, DataError, LongRow, RowProblem
 from kerora.data.packing import one_per_row, pack
 from kerora.data.report import WindowCounts
+from kerora.data.row_cache import Result, RowCache
 from kerora.data.sources import Source
 
 _MOST_ROWS = 16_384
@@ -83,6 +84,7 @@ class WindowReader:
         token_weights: Factors for the weight of the labels, by token id; or None.
         packing: Whether several examples share a row.
         on_bad_row: `"stop"` raises at the first bad row, `"skip"` counts it.
+        cache: Keeps rows that were tokenised; None tokenises them each time.
     """
 
     source: Source
@@ -91,9 +93,11 @@ class WindowReader:
     token_weights: dict[int, float] | None
     packing: bool
     on_bad_row: Literal["stop", "skip"]
+    cache: RowCache | None = None
 
     def read(self, indices: np.ndarray) -> Window:
         encoded: list[Encoded] = []
+        new: dict[bytes, Result] = {}
         skipped: dict[str, int] = {}
         shown: list[str] = []
         for start in range(0, len(indices), _ROWS_AT_ONCE):
@@ -102,7 +106,7 @@ class WindowReader:
             part = indices[start : start + _ROWS_AT_ONCE].tolist()
             rows = [self._row(index) for index in part]
             weights = [self._weight(index) for index in part]
-            for index, result in zip(part, self.encoder.encode_many(rows, weights), strict=True):
+            for index, result in zip(part, self._encode(rows, weights, new), strict=True):
                 if isinstance(result, Encoded):
                     encoded.append(result)
                     continue
@@ -110,7 +114,14 @@ class WindowReader:
                 skipped[result.reason] = skipped.get(result.reason, 0) + 1
                 if len(shown) < 10:
                     shown.append(str(result.at(self.source.where(index))))
+        if self.cache is not None:
+            self.cache.keep(new)
         return self._window(encoded, len(indices), skipped, tuple(shown))
+
+    def _encode(self, rows: list[Any], weights: list[float], new: dict[bytes, Result]) -> list[Any]:
+        if self.cache is None:
+            return self.encoder.encode_many(rows, weights)
+        return self.cache.encode_many(rows, weights, new)
 
     def _row(self, index: int) -> Any:
         try:

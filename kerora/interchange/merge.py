@@ -11,9 +11,10 @@ from kerora.interchange.atomic_folder import replaced_folder
 from kerora.interchange.contents import AdapterContents, inspect_adapter
 from kerora.interchange.merge_huggingface import HuggingFaceMerge, Progress, copy_other_files
 from kerora.interchange.merge_preset import PresetMerge
+from kerora.interchange.peft import adapter_chat_template
 from kerora.models.errors import ModelSourceError
 from kerora.models.huggingface_folder import check_inside
-from kerora.models.loading import BUNDLED
+from kerora.models.loading import BUNDLED, CHAT_TEMPLATE_FILE, chat_template
 
 
 def merge_folder(
@@ -30,8 +31,8 @@ def merge_folder(
     PyTorch build a KerasHub preset once, with zeros, to learn how it is stored). Every sum
     `W + A·B · alpha / r` is taken in float32 and rounded once to the base's type; trained biases
     and `modules_to_save` take the place of the base's. The folder holds the same files, shards and
-    index as the base, but for weights in other formats (pickles, GGUF). It appears whole or not at
-    all.
+    index as the base, but for weights in other formats (pickles, GGUF), and the adapter's chat
+    template where it has another. It appears whole or not at all.
 
     Args:
         base: A Hugging Face folder (config.json and safetensors) of any family, also one that
@@ -59,7 +60,9 @@ def merge_folder(
     """
     source = _base_folder(base)
     place = _check_output(source, Path(output))
-    merge = _read_merge(source, inspect_adapter(adapter), force)
+    contents = inspect_adapter(adapter)
+    merge = _read_merge(source, contents, force)
+    template = adapter_chat_template(contents)
     free = shutil.disk_usage(_existing_parent(place)).free
     if free < merge.size:
         raise OSError(
@@ -68,6 +71,8 @@ def merge_folder(
         )
     with replaced_folder(place) as new:
         copy_other_files(source, new, check_inside)
+        if template is not None and template != chat_template(source):
+            (new / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
         merge.write(new, progress or (lambda name, done, total: None))
     return len(merge.changes)
 

@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -36,6 +37,7 @@ from kerora.interchange.model_kinds import model_kind
 from kerora.interchange.other_heads import check_loadable, named_as_in_file, without
 from kerora.interchange.peft_config import PeftConfig, most_common, write_config
 from kerora.interchange.tensor_file import write_tensors
+from kerora.models.loading import CHAT_TEMPLATE_FILE
 
 _ROUTER = r"\.(mlp\.gate|mlp\.router|block_sparse_moe\.gate)$"
 
@@ -45,7 +47,8 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
 
     The folder appears whole or not at all; one that exists is replaced. Layers are named as in
     `transformers` wherever KerasHub has a converter for the model, and by their Keras path
-    elsewhere (`auto_mapping` in the config then says so).
+    elsewhere (`auto_mapping` in the config then says so). The task's chat template, where it has one,
+    is written beside it as `transformers` writes it.
 
     Args:
         model: A KerasHub task or backbone, or any `keras.Model`, that holds the adapter.
@@ -106,10 +109,15 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
         base=getattr(model, "source", None),
         named_by=None if is_named else str(base["backbone"]),
     )
+    template = getattr(model, "chat_template", None)
     with replaced_folder(folder) as new:
         metadata = {"format": "pt", "kerora": json.dumps(notes, sort_keys=True)}
         write_tensors(new / TENSOR_FILE, tensors, metadata)
         write_config(new, peft_config, modules, [layer.module for layer in layers])
+        if template is not None:
+            (new / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    if template is None:  # one of an earlier adapter, which the new folder took over
+        (Path(folder) / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)
 
 
 def load_adapter(
@@ -124,7 +132,8 @@ def load_adapter(
 
     Nothing needs to be enabled first: rank, alpha, targets, dropout and bias mode are read from the
     folder. Trained biases replace the model's own. Where ranks or scales differ between layers, all
-    get the largest rank (filled up with zeros) and one scale; the model computes the same.
+    get the largest rank (filled up with zeros) and one scale; the model computes the same. The chat
+    template of a folder that has one (`chat_template.jinja`) becomes the task's.
 
     Args:
         model: A KerasHub task or backbone, or any built `keras.Model`.
@@ -155,6 +164,7 @@ def load_adapter(
     layers = layers_in_file(model, contents)
     _check_base(model, contents, force)
     biases = biases_in_file(model, contents)
+    template = adapter_chat_template(contents)
     config = _lora_config(model, contents, layers)
     modules = by_module(layers)
     values = [layer_factors(contents, layer, modules[layer.module], config) for layer in layers]
@@ -165,6 +175,21 @@ def load_adapter(
         adapter.kernel_b.assign(kernel_b)
     for variable, bias in biases:
         variable.assign(bias)
+    if template is not None and hasattr(model, "chat_template"):
+        model.chat_template = template
+
+
+def adapter_chat_template(contents: AdapterContents) -> str | None:
+    """The chat template that was saved with an adapter, as kerora and `transformers` save it.
+
+    Raises:
+        AdapterError: It is not text.
+    """
+    path = Path(contents.folder) / CHAT_TEMPLATE_FILE
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} cannot be read as a chat template: {error}") from error
 
 
 def _holds(layer: NamedLayer, name: str) -> bool:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from kerora.cache_folder import cache_folder
 from kerora.models.tiny_corpus.files import write_pretraining_text
 
 _FOLDER = Path(__file__).parent
@@ -47,8 +48,7 @@ def bundled_path(name: str) -> Path:
 
 
 def _write_to_cache(name: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "kerora" / name
+    path = cache_folder() / name
     path.parent.mkdir(parents=True, exist_ok=True)
     # Renamed into place once complete: another process may be reading the file.
     handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")

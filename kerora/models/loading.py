@@ -31,6 +31,7 @@ from kerora.models.huggingface_folder import all_places
 from kerora.models.huggingface_tokenizer import mend_tokenizer
 
 CHECKED_BACKBONES = ("bert", "roberta", "xlm-roberta", "albert", "distilbert", "bart", "t5gemma")
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 BUNDLED = {"tiny_gemma": Path(__file__).parent / "tiny_gemma"}
 
 
@@ -212,14 +213,14 @@ def _has_tokenizer(name: str) -> bool:
 
 
 def chat_template(source: str | os.PathLike[str]) -> str | None:
-    """The Jinja chat template that a Hugging Face folder or a GGUF file brings, if it brings one.
+    """The Jinja chat template that a model's folder or GGUF file brings, if it brings one.
 
     Args:
         source: As for `load_task`.
 
     Returns:
         The text of chat_template.jinja, of `chat_template` in tokenizer_config.json, or of a GGUF
-        file's metadata; None for a model without one, and for KerasHub presets, which have none.
+        file's metadata; None for a model without one, as KerasHub's own presets are.
 
     Raises:
         ModelSourceError: If there is no such source.
@@ -231,9 +232,11 @@ def chat_template(source: str | os.PathLike[str]) -> str | None:
 def _own_template(name: str) -> str | None:
     if is_gguf(name):
         return gguf_chat_template(name)
+    if (Path(name) / CHAT_TEMPLATE_FILE).is_file():
+        return (Path(name) / CHAT_TEMPLATE_FILE).read_text(encoding="utf-8")
     if not _is_huggingface(name):
         return None
-    if (path := preset_file(name, "chat_template.jinja")) is not None:
+    if (path := preset_file(name, CHAT_TEMPLATE_FILE)) is not None:
         return Path(path).read_text(encoding="utf-8")
     if (path := preset_file(name, "tokenizer_config.json")) is None:
         return None

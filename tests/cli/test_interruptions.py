@@ -10,6 +10,9 @@ from pathlib import Path
 
 import keras
 import numpy
+import pytest
+
+from kerora.models.bundled import bundled_path
 
 KILLS = 10 if keras.backend.backend() == "jax" else 2
 
@@ -64,6 +67,36 @@ def test_a_run_that_is_killed_again_and_again_ends_like_a_whole_one(command_line
     reports = [json.loads((place / "report.json").read_text()) for place in (folder, whole)]
     for part in ("before", "after"):
         assert reports[0][part] == reports[1][part]
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="the rows of a mixture are the same on every backend"
+)
+def test_a_mixture_that_is_killed_ends_like_a_whole_one(command_line, tmp_path):
+    rows = bundled_path("tiny_gemma/train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "many.jsonl").write_text("".join(rows[:60]))
+    (tmp_path / "few.jsonl").write_text("".join(rows[60:80]))
+    changes = (
+        f"data.train={{{tmp_path}/many.jsonl: 3, {tmp_path}/few.jsonl: 2}}",
+        "data.validation=0.1",
+        "steps=30",  # several epochs
+        "samples=0",
+        "evaluation.exact_match=0",
+    )
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    done = command_line.train(whole, *changes)
+    assert done.returncode == 0, done.stderr
+    process = command_line.start("train", command_line.recipe, f"output={folder}", *changes)
+    assert wait_for_steps(process, folder, 16)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    last = command_line.train(folder, *changes)
+    assert last.returncode == 0, last.stderr
+    assert "Continuing after step" in last.stdout
+    assert losses(folder) == losses(whole)
+    assert [step for step, _ in losses(folder)] == list(range(1, 31))
+    assert lines(folder / "validation.jsonl") == lines(whole / "validation.jsonl")
 
 
 def test_ctrl_c_saves_and_says_how_to_continue(command_line, whole_run):

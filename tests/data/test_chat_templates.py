@@ -1,14 +1,18 @@
 import pytest
+from byte_tokenizer import ByteTokenizer
 
 from kerora.data.chat import ChatTemplate
 from kerora.data.chat_templates import (
+    CHAT_TEMPLATES,
     CHATML,
     GEMMA,
     LLAMA3,
     PLAIN,
     QWEN,
     built_in_chat_template,
+    read_chat_template,
 )
+from kerora.data.encoding import Encoder
 from kerora.data.errors import DataError, RowProblem
 from kerora.data.formats import Message
 
@@ -71,6 +75,35 @@ def test_built_in_templates_are_written_as_the_models_write_them():
 def test_the_built_in_template_follows_the_vocabulary(marks, source):
     assert built_in_chat_template(lambda token: token in marks) == source
     assert built_in_chat_template(lambda token: False) == PLAIN
+
+
+def test_a_template_is_a_name_a_file_or_a_text(tmp_path):
+    text = "{{ messages[0]['content'] }}"
+    path = tmp_path / "mine.jinja"
+    path.write_text(text)
+    assert read_chat_template(text) == read_chat_template(str(path)) == text
+    assert read_chat_template("llama3") == LLAMA3
+    assert set(CHAT_TEMPLATES.values()) == {GEMMA, CHATML, QWEN, LLAMA3, PLAIN}
+
+
+def test_what_is_no_template_is_refused(tmp_path):
+    (tmp_path / "empty.jinja").write_text("Hello.")
+    (tmp_path / "binary.jinja").write_bytes(b"\xff\xfe{{")
+    for text in ("chatlm", "nowhere.jinja", "", str(tmp_path), str(tmp_path / "binary.jinja")):
+        with pytest.raises(DataError, match=r"one of chatml, gemma.*a \.jinja file, or Jinja text"):
+            read_chat_template(text)
+    with pytest.raises(DataError, match="no place for the messages"):
+        read_chat_template(str(tmp_path / "empty.jinja"))
+
+
+def test_a_built_in_template_by_name_is_the_one_that_the_vocabulary_chose():
+    row = {"messages": [{"role": m.role, "content": m.content} for m in TALK]}
+    chosen = Encoder(ByteTokenizer(), 512).encode(row)
+    named = Encoder(ByteTokenizer(), 512, chat_template="gemma").encode(row)
+    assert chosen.token_ids.tolist() == named.token_ids.tolist()
+    # A start token stands in front even where the template writes none.
+    plain = Encoder(ByteTokenizer(), 512, chat_template="plain").encode(row)
+    assert plain.token_ids[:2].tolist() == [ByteTokenizer.start_token_id, ord("S") + 16]
 
 
 def test_generation_blocks_say_what_is_learned():
