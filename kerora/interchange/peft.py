@@ -32,6 +32,7 @@ from kerora.interchange.fingerprint import difference, fingerprint
 from kerora.interchange.keras_lora import load_keras_lora
 from kerora.interchange.layer_names import NamedLayer, named_biases, named_layers
 from kerora.interchange.model_kinds import model_kind
+from kerora.interchange.notes import VERSION
 from kerora.interchange.peft_config import PeftConfig, most_common, write_config
 from kerora.interchange.tensor_file import write_tensors
 
@@ -83,7 +84,7 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
     alpha = config.scale * config.rank
     base = fingerprint(model)
     notes = {
-        "version": 1,
+        "version": VERSION,
         "fingerprint": base,
         "quantization": _quantization(layers),
         "targets": config.targets,

@@ -30,6 +30,7 @@ from typing import Any
 import keras
 
 from kerora.adapters.targets import sublayers
+from kerora.json_file import shown
 from kerora.models.converters import text_config
 from kerora.models.errors import ModelSourceError
 
@@ -249,5 +250,6 @@ def inexpressible(family: str, field: str, value: object, expected: object) -> M
     """The error for a field of a configuration that KerasHub's layers cannot compute."""
     return ModelSourceError(
         f"KerasHub's backbone for '{family}' has no way to express this `{field}`. Expected: "
-        f"{expected}. Received: {value!r}. Loaded regardless, the model would give other answers."
+        f"{expected}. Received: {shown(value)}. Loaded regardless, the model would give other "
+        "answers."
     )
