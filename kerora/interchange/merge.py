@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from kerora.interchange.atomic_folder import replaced_folder
+from kerora.interchange.atomic_folder import remove_abandoned, replaced_folder
 from kerora.interchange.contents import AdapterContents, inspect_adapter
 from kerora.interchange.merge_huggingface import HuggingFaceMerge, Progress, copy_other_files
 from kerora.interchange.merge_preset import PresetMerge
@@ -60,6 +60,7 @@ def merge_folder(
     source = _base_folder(base)
     place = _check_output(source, Path(output))
     merge = _read_merge(source, inspect_adapter(adapter), force)
+    remove_abandoned(place.absolute())
     free = shutil.disk_usage(_existing_parent(place)).free
     if free < merge.size:
         raise OSError(
