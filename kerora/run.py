@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from pathlib import Path
@@ -13,10 +12,18 @@ import keras
 
 from kerora.adapters import count_trainable_parameters
 from kerora.interchange.atomic_folder import replaced_folder
+from kerora.json_file import read_json_object
 from kerora.quiet import quiet
 from kerora.recipe import Recipe
 from kerora.recipe_optimizer import make_optimizer
-from kerora.run_folder import RunFolder, open_run_folder, read_json_lines, write_json, write_whole
+from kerora.run_folder import (
+    RunError,
+    RunFolder,
+    open_run_folder,
+    read_json_lines,
+    write_json,
+    write_whole,
+)
 from kerora.run_measure import Measurement, Probe, ScoreEvery, validation_losses
 from kerora.run_parts import RunData, check_data, prepare_data, prepare_model
 from kerora.run_plot import draw_loss
@@ -91,9 +98,9 @@ def carry_out(recipe: Recipe, folder: RunFolder, console: Any = None) -> RunResu
         model = prepare_model(recipe)
         data = prepare_data(recipe, model)
         steps_per_epoch = data.batches.steps_per_epoch
-    stored = json.loads(folder.before.read_text("utf-8")) if folder.before.exists() else None
+    stored = _stored(folder.before, "before") if folder.before.exists() else None
     steps = recipe.steps or (recipe.epochs or 1) * steps_per_epoch
-    steps = stored["steps"] if stored else steps
+    steps = stored[0] if stored else steps
     for line in [
         *model_lines(recipe, count_trainable_parameters(model), model.backbone.variable_dtype),
         *data_lines(data, steps, recipe.batch_size),
@@ -102,7 +109,7 @@ def carry_out(recipe: Recipe, folder: RunFolder, console: Any = None) -> RunResu
     model.compile(optimizer=make_optimizer(recipe.optimizer, steps))
     probe = Probe(model, data, recipe.evaluation, recipe.samples, folder.validation)
     if stored:
-        before = Measurement.from_json(stored["before"])
+        (before,) = stored[1:]
     else:
         before = _measure_before(folder, model, data, probe, steps)
     _train(recipe, folder, model, data, probe, steps, console, began)
@@ -214,6 +221,18 @@ def _method(recipe: Recipe) -> str:
 
 
 def _finished(folder: RunFolder) -> RunResult:
-    report = json.loads(folder.report.read_text("utf-8"))
-    before, after = (Measurement.from_json(report[name]) for name in ("before", "after"))
-    return RunResult(folder, report["steps"], before, after)
+    steps, before, after = _stored(folder.report, "before", "after")
+    return RunResult(folder, steps, before, after)
+
+
+def _stored(path: Path, *names: str) -> tuple[Any, ...]:
+    """The number of steps in a file of the run, and its measurements of these names."""
+    record = read_json_object(path, RunError)
+    try:
+        if type(record["steps"]) is not int or record["steps"] < 1:
+            raise ValueError("`steps` is no number of steps")
+        return record["steps"], *(Measurement.from_json(record[name]) for name in names)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(
+            f"{path} is damaged: {error!r}. Remove the folder, or give another output=DIR."
+        ) from error

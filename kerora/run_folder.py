@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from kerora.json_file import parse_json_object
 from kerora.recipe import Recipe
 
 
@@ -138,7 +139,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            records.append(parse_json_object(line, str(path), RunError))
+        except RunError:
             break
     return records

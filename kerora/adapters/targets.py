@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ import keras
 
 from kerora.adapters.errors import AdapterError
 from kerora.adapters.host import HOST_TYPES
+from kerora.adapters.patterns import matches_whole
 
 QUERY_VALUE_NAMES = (
     "query",
@@ -178,10 +178,7 @@ def _matches(pattern: str, candidate: Candidate) -> bool:
     path, name = candidate.path, candidate.layer.name
     if pattern in (name, path) or path.endswith("/" + pattern):
         return True
-    try:
-        return any(re.fullmatch(pattern, text) is not None for text in (name, path))
-    except re.error as error:
-        raise AdapterError(f"{pattern!r} is no regular expression: {error}") from error
+    return any(matches_whole(pattern, text) for text in (name, path))
 
 
 def _is_linear(candidate: Candidate) -> bool:

@@ -1,7 +1,7 @@
 """Conversations as text: a Jinja chat template, a model's own say.
 
-Templates come with models, from strangers: they are rendered in Jinja's immutable sandbox, with
-the globals and filters that Hugging Face's `apply_chat_template` offers.
+Templates come with models, from strangers: they are rendered in Jinja's immutable sandbox, which
+here has an end, with the globals and filters that Hugging Face's `apply_chat_template` offers.
 """
 
 import json
@@ -50,8 +50,8 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         self._marks_spans = bool(_GENERATION.search(source))
         try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
+            self._template = _environment().compiled(source)
+        except (jinja2.TemplateError, RecursionError, OverflowError, MemoryError) as error:
             raise DataError(f"The chat template is not valid Jinja: {error}") from error
 
     def render(
@@ -78,12 +78,15 @@ class ChatTemplate:
                 "the chat template does not write them: leave such rows out, or set "
                 "model.chat_template to one that does",
             )
+        from kerora.data.template_sandbox import one_rendering
+
         try:
-            return self._template.render(
-                messages=entries,
-                add_generation_prompt=prompt,
-                **{"tools": None, "documents": None, **self._special_tokens, **variables},
-            )
+            with one_rendering():
+                return self._template.render(
+                    messages=entries,
+                    add_generation_prompt=prompt,
+                    **{"tools": None, "documents": None, **self._special_tokens, **variables},
+                )
         except Exception as error:  # a template can fail in any way a program can
             raise RowProblem("refused by the chat template", str(error)) from error
 
@@ -134,7 +137,8 @@ def _split_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
 def _environment() -> Any:
     import jinja2.ext
     import jinja2.nodes
-    import jinja2.sandbox
+
+    from kerora.data.template_sandbox import BoundedEnvironment
 
     class Generation(jinja2.ext.Extension):
         """`{% generation %} ... {% endgeneration %}`: what the assistant writes."""
@@ -150,13 +154,19 @@ def _environment() -> Any:
             )
             return [start, *body, end]
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
-    environment.filters["tojson"] = _to_json
+    environment.add_filter("tojson", _to_json)
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = _time_now
     return environment
+
+
+def _time_now(form: str) -> str:
+    if re.search(r"%\S?\d{3}", form):
+        raise ValueError(f"a time as wide as {form[:80]!r} is not written")
+    return datetime.now().strftime(form)
 
 
 def _raise(message: str) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from kerora.data.errors import DataError
+
 # What the marks of chat templates look like. Only those in the vocabulary count.
 _MARK = re.compile(
     r"<[|\uff5c][^<>|\uff5c\s]{1,48}[|\uff5c]>|</?[a-zA-Z_][a-zA-Z_0-9]{0,31}>"
@@ -35,7 +37,16 @@ def _batch_tokenizer(tokenizer: Any) -> Callable[[list[str]], Sequence[Sequence[
     if byte_pair is not None:
 
         def encode(texts: list[str]) -> list[list[int]]:
-            encodings = byte_pair.encode_batch(texts, add_special_tokens=False)
+            try:
+                encodings = byte_pair.encode_batch(texts, add_special_tokens=False)
+            except BaseException as error:
+                # A pattern that backtracks too long is a panic, which is no `Exception`.
+                if type(error).__name__ != "PanicException":
+                    raise
+                raise DataError(
+                    "The model's tokenizer.json cannot split these texts into words: "
+                    f"{error}. Its pattern is at fault: {repr(texts)[:200]}"
+                ) from error
             return [encoding.ids for encoding in encodings]
 
         return encode

@@ -3,6 +3,9 @@
 The new folder is written beside its place, forced to disk, and renamed. Where an older one is in
 the way, that is renamed to `.NAME.replaced` first; should the process die between the two renames,
 the next reader or writer puts it back. Whatever else lay in the older one moves over.
+
+A process that is killed leaves its half-filled new folder behind. Every writer holds a lock on its
+own, which ends with the process; the next writer to the same place removes those without one.
 """
 
 from __future__ import annotations
@@ -13,6 +16,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # not on this system: nothing tells an abandoned folder from another
+    fcntl = None
 
 
 @contextlib.contextmanager
@@ -36,24 +46,88 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         raise NotADirectoryError(f"'{folder}' is a file, and an adapter is a folder.")
     place.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(place)
-    new = Path(tempfile.mkdtemp(prefix=f".{place.name}.new-", dir=place.parent))
-    try:
-        # mkdtemp makes folders private; a saved adapter is as readable as any other new folder.
-        new.chmod(0o777 & ~_umask())
-        yield new
-        for file in new.iterdir():
-            _force_to_disk(file)
-        _force_to_disk(new)
-        replaced = _replaced(place)
-        if place.exists():
-            os.rename(place, replaced)
-        os.rename(new, place)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        recover_folder(place)
-        raise
+    with folder_beside(place) as new:
+        try:
+            # Such a folder is private; a saved adapter is as readable as any other new folder.
+            new.chmod(0o777 & ~_umask())
+            yield new
+            for file in new.iterdir():
+                _force_to_disk(file)
+            _force_to_disk(new)
+            replaced = _replaced(place)
+            if place.exists():
+                os.rename(place, replaced)
+            os.rename(new, place)
+        except BaseException:
+            recover_folder(place)
+            raise
     _force_to_disk(place.parent)
     recover_folder(place)
+
+
+@contextlib.contextmanager
+def folder_beside(place: Path) -> Iterator[Path]:
+    """A new, private folder beside a place that is about to be written, gone when the context ends.
+
+    Folders that killed writers to the same place left behind are removed first.
+
+    Args:
+        place: A file or folder, there or not; its parent exists.
+    """
+    remove_abandoned(place)
+    new, handle = _locked_folder(_new_prefix(place), place.parent)
+    try:
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def remove_abandoned(place: Path) -> None:
+    """Remove the folders that killed writers to a place left beside it.
+
+    Args:
+        place: A file or folder, there or not, as its parent may be.
+    """
+    if fcntl is None or not place.parent.is_dir():
+        return
+    for path in list(place.parent.iterdir()):
+        if path.name.startswith(_new_prefix(place)):
+            _remove_if_abandoned(path)
+
+
+def _new_prefix(place: Path) -> str:
+    return f".{place.name}.new-"
+
+
+def _locked_folder(prefix: str, parent: Path) -> tuple[Path, int | None]:
+    while True:
+        new = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        if fcntl is None:
+            return new, None
+        handle = os.open(new, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if new.exists():
+            return new, handle
+        os.close(handle)  # another writer took it for abandoned before it was locked
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    assert fcntl is not None
+    if path.is_symlink() or not path.is_dir():
+        return
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # gone meanwhile, or another user's
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path, ignore_errors=True)
+    except OSError:
+        return  # its writer is alive
+    finally:
+        os.close(handle)
 
 
 def recover_folder(folder: str | os.PathLike[str]) -> None:

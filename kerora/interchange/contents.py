@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from kerora.adapters.errors import AdapterError
 from kerora.interchange.atomic_folder import recover_folder
+from kerora.interchange.notes import read_notes
 from kerora.interchange.peft_config import PeftConfig, read_config
 from kerora.interchange.tensor_file import read_tensors
 
@@ -83,7 +83,7 @@ def inspect_adapter(folder: str | os.PathLike[str]) -> AdapterContents:
     tensors, metadata = read_tensors(file, lambda key: not _is_whole(key, config))
     whole = [name_in_base(key) for key, tensor in tensors.items() if tensor is None]
     factors, tables, biases = _sort_tensors(file, tensors)
-    notes = _notes(file, metadata)
+    notes = read_notes(file, metadata)
     return AdapterContents(path, config, factors, tables, biases, frozenset(whole), notes)
 
 
@@ -137,23 +137,6 @@ def _sort_tensors(
     if not a:
         raise AdapterError(f"{file} holds no adapter.")
     return {module: (a[module], b[module]) for module in a}, frozenset(tables), biases
-
-
-def _notes(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    try:
-        notes = json.loads(metadata.get("kerora", "{}"))
-        if not isinstance(notes, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise AdapterError(
-            f"{file}: the entry `kerora` of its header is damaged: {error}"
-        ) from error
-    if notes.get("version", 1) != 1:
-        raise AdapterError(
-            f"{file} was written by a later version of kerora (format {notes['version']}). "
-            "Upgrade kerora to read it."
-        )
-    return notes
 
 
 def _without(name: str, endings: tuple[str, ...]) -> str | None:

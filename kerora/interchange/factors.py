@@ -76,7 +76,13 @@ def parts_in_file(contents: AdapterContents, layers: Sequence[NamedLayer]) -> li
     noted = contents.kerora.get("parts", {})
     result: list[NamedLayer] = []
     for module, parts in by_module(layers).items():
-        result += [parts[index] for index in noted[module]] if module in noted else parts
+        numbers = noted.get(module, range(len(parts)))
+        if max(numbers, default=0) >= len(parts):
+            raise AdapterError(
+                f"{contents.folder / TENSOR_FILE} notes adapters on the parts {numbers} of "
+                f"'{module}', which has {len(parts)}."
+            )
+        result += [parts[index] for index in numbers]
     return result
 
 

@@ -116,6 +116,8 @@ def preset_difference(
 
 def _alike(values: Any, saved: Any) -> bool:
     values, expected = np.array(values, float), np.array(saved, float)
+    if values.shape != expected.shape:
+        return False
     scale = np.maximum(np.maximum(np.abs(values), np.abs(expected)), 1e-6)
     return bool((np.abs(values - expected) <= _TOLERANCE * scale).all())
 

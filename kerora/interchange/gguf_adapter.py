@@ -16,6 +16,7 @@ import numpy as np
 
 from kerora.adapters import AdapterError
 from kerora.adapters.saved_model import own_class
+from kerora.interchange.atomic_folder import folder_beside
 from kerora.interchange.contents import AdapterContents, inspect_adapter
 from kerora.interchange.peft import save_adapter
 from kerora.models.gguf_tensors import gguf_names, halves_to_interleaved, is_permuted
@@ -64,8 +65,8 @@ def save_gguf_adapter(
     tensors = _tensors(contents, backbone, architecture)
     place = Path(os.path.abspath(path))
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{place.name}.new-", dir=place.parent) as folder:
-        new = Path(folder) / place.name
+    with folder_beside(place) as hidden:
+        new = hidden / place.name
         _write(new, architecture, contents.config.alpha, tensors)
         os.replace(new, place)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 
-from kerora.interchange.atomic_folder import replaced_folder
+from kerora.interchange.atomic_folder import remove_abandoned, replaced_folder
 from kerora.interchange.contents import AdapterContents, inspect_adapter
 from kerora.interchange.merge_huggingface import HuggingFaceMerge, Progress, copy_other_files
 from kerora.interchange.merge_preset import PresetMerge
 from kerora.interchange.peft import adapter_chat_template
+from kerora.json_file import read_json_object
 from kerora.models.errors import ModelSourceError
 from kerora.models.huggingface_folder import check_inside
 from kerora.models.loading import BUNDLED, CHAT_TEMPLATE_FILE, chat_template
@@ -63,6 +63,7 @@ def merge_folder(
     contents = inspect_adapter(adapter)
     merge = _read_merge(source, contents, force)
     template = adapter_chat_template(contents)
+    remove_abandoned(place.absolute())
     free = shutil.disk_usage(_existing_parent(place)).free
     if free < merge.size:
         raise OSError(
@@ -102,12 +103,7 @@ def _check_output(base: Path, output: Path) -> Path:
 def _read_merge(
     base: Path, contents: AdapterContents, force: bool
 ) -> HuggingFaceMerge | PresetMerge:
-    try:
-        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-        is_preset = "registered_name" in config
-    except (ValueError, TypeError) as error:
-        raise ModelSourceError(f"{base / 'config.json'} is not valid: {error}") from error
-    if is_preset:
+    if "registered_name" in read_json_object(base / "config.json", ModelSourceError):
         return PresetMerge(base, contents, force)
     return HuggingFaceMerge(base, contents, force)
 

@@ -6,11 +6,10 @@ and metadata; of the tensors, those that the adapter changes are summed a few ro
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from kerora.adapters.errors import AdapterError
 from kerora.interchange.contents import AdapterContents
@@ -22,6 +21,8 @@ from kerora.interchange.merge_changes import (
     merged_blocks,
     tensor_changes,
 )
+from kerora.json_file import read_json_object
+from kerora.models.errors import ModelSourceError
 from kerora.models.huggingface_folder import (
     TensorPlace,
     all_places,
@@ -52,7 +53,7 @@ class HuggingFaceMerge:
         for file in self.files:
             check_inside(base, file)
         places = all_places(base)
-        config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        config = read_json_object(base / "config.json", ModelSourceError)
         self.changes: dict[str, Change] = tensor_changes(contents, places, config)
         self.size = sum(file.stat().st_size for file in self.files)
         if not force:

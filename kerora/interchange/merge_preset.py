@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import shutil
 import tempfile
@@ -35,11 +34,8 @@ from kerora.interchange.other_heads import check_loadable
 from kerora.interchange.peft import biases_in_file, layers_in_file
 from kerora.models.converters import matrices_left_empty
 from kerora.models.errors import ModelSourceError
-from kerora.models.huggingface_folder import check_inside
+from kerora.models.preset_folder import TASK_FILE, preset_checked, weight_files
 
-_SINGLE = "model.weights.h5"
-_INDEX = "model.weights.json"
-_TASK = "task.weights.h5"
 _NUMBER = "number"
 _TYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -78,7 +74,7 @@ class PresetMerge:
     def __init__(self, base: Path, contents: AdapterContents, force: bool) -> None:
         check_loadable(contents)
         self.base = base
-        self.files = _weight_files(base)
+        self.files = weight_files(base)
         self.size = sum(file.stat().st_size for file in self.files)
         plan = _Plan(base, contents)
         self.sums: dict[str, _Sum] = plan.sums
@@ -98,7 +94,7 @@ class PresetMerge:
         for file in self.files:
             progress(file.name, done, self.size)
             shutil.copyfile(file, folder / file.name)
-            if file.name == _TASK:
+            if file.name == TASK_FILE:
                 continue
             with h5py.File(folder / file.name, "r+") as opened:
                 for path in sorted(self.changes):
@@ -164,7 +160,7 @@ class PresetMerge:
 
     def _stored(self, paths: Any) -> Iterator[tuple[h5py.Dataset, str]]:
         for file in self.files:
-            if file.name == _TASK:
+            if file.name == TASK_FILE:
                 continue
             try:
                 opened = h5py.File(file, "r")
@@ -234,7 +230,9 @@ class _Plan:
 
 def _build_without_values(base: Path, read: Callable[[keras.Model], None]) -> None:
     def build() -> int:
-        read(keras_hub.models.Backbone.from_preset(str(base), load_weights=False))
+        with preset_checked(str(base)):
+            backbone = keras_hub.models.Backbone.from_preset(str(base), load_weights=False)
+        read(backbone)
         return 0
 
     if keras.backend.backend() == "jax":
@@ -281,40 +279,6 @@ def _stored_paths(backbone: keras.Model) -> dict[int, str]:
 
 def _save_number(number: int, store: Any) -> None:
     store[_NUMBER] = np.array(number)
-
-
-def _weight_files(base: Path) -> list[Path]:
-    if (base / _SINGLE).exists():
-        names = {_SINGLE}
-    elif (base / _INDEX).exists():
-        names = _names_in_index(base / _INDEX)
-    else:
-        raise ModelSourceError(f"The preset '{base}' holds neither {_SINGLE} nor {_INDEX}.")
-    if (base / _TASK).exists():
-        names.add(_TASK)
-    for name in names:
-        if not (base / name).exists():
-            raise ModelSourceError(f"{base / _INDEX} names '{name}', which is missing.")
-        check_inside(base, base / name)
-    return [base / name for name in sorted(names)]
-
-
-def _names_in_index(index: Path) -> set[str]:
-    check_inside(index.parent, index)
-    try:
-        entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        names = {
-            name for entry in entries for name in ([entry] if isinstance(entry, str) else entry)
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelSourceError(f"{index} is damaged: {error!r}") from error
-    for name in names:
-        is_plain = isinstance(name, str) and Path(name).name == name and "\\" not in name
-        if not is_plain or not name.endswith(".weights.h5"):
-            raise ModelSourceError(
-                f"{index} must name .weights.h5 files beside it. Received: {name!r}"
-            )
-    return names
 
 
 def _checked(opened: h5py.File, path: str) -> h5py.Dataset:

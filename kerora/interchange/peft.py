@@ -34,6 +34,7 @@ from kerora.interchange.fingerprint import difference, fingerprint
 from kerora.interchange.keras_lora import load_keras_lora
 from kerora.interchange.layer_names import NamedLayer, named_biases, named_layers
 from kerora.interchange.model_kinds import model_kind
+from kerora.interchange.notes import VERSION
 from kerora.interchange.other_heads import check_loadable, named_as_in_file, without
 from kerora.interchange.peft_config import PeftConfig, most_common, write_config
 from kerora.interchange.tensor_file import write_tensors
@@ -47,8 +48,8 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
 
     The folder appears whole or not at all; one that exists is replaced. Layers are named as in
     `transformers` wherever KerasHub has a converter for the model, and by their Keras path
-    elsewhere (`auto_mapping` in the config then says so). The task's chat template, where it has one,
-    is written beside it as `transformers` writes it.
+    elsewhere (`auto_mapping` in the config then says so). The task's chat template, where it has
+    one, is written beside it as `transformers` writes it.
 
     Args:
         model: A KerasHub task or backbone, or any `keras.Model`, that holds the adapter.
@@ -88,7 +89,7 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
     alpha = config.scale * config.rank
     base = fingerprint(model)
     notes = {
-        "version": 1,
+        "version": VERSION,
         "fingerprint": base,
         "quantization": _quantization(layers),
         "targets": config.targets,

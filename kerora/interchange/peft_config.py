@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
 from kerora.adapters.config import Bias
 from kerora.adapters.errors import AdapterError
+from kerora.adapters.patterns import matches_whole
+from kerora.json_file import read_json_object, shown
 
 CONFIG_FILE = "adapter_config.json"
 KERAS_LIBRARY = "keras"
@@ -52,6 +53,8 @@ _UNDERSTOOD = (
     "fan_in_fan_out",
     "modules_to_save",
 )
+_LARGEST_RANK = 2**24
+_LARGEST_ALPHA = 1e30
 # These initialisations leave the base as it is; others (PiSSA, OLoRA, LoftQ, …) change it.
 _PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -162,28 +165,23 @@ def read_config(folder: Path) -> PeftConfig:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise AdapterError(f"'{folder}' holds no {CONFIG_FILE}: it is no adapter folder.")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise AdapterError(f"{path} must hold a JSON object. Received: {type(fields).__name__}")
+    fields = read_json_object(path, AdapterError)
     _check_understood(path, fields)
     mapping = fields.get("auto_mapping") or {}
     is_keras = isinstance(mapping, dict) and mapping.get("parent_library") == KERAS_LIBRARY
     return PeftConfig(
-        rank=_read(path, fields, "r", int, 8),
-        alpha=_read(path, fields, "lora_alpha", (int, float), 8),
-        dropout=_read(path, fields, "lora_dropout", (int, float), 0.0),
+        rank=_rank(path, "r", _read(path, fields, "r", int, 8)),
+        alpha=_alpha(path, "lora_alpha", _read(path, fields, "lora_alpha", (int, float), 8)),
+        dropout=_dropout(path, _read(path, fields, "lora_dropout", (int, float), 0.0)),
         bias=_read_bias(path, fields),
         use_rslora=_read(path, fields, "use_rslora", bool, False),
         ensure_weight_tying=_read(path, fields, "ensure_weight_tying", bool, False),
-        rank_pattern=_read(path, fields, "rank_pattern", dict, {}),
-        alpha_pattern=_read(path, fields, "alpha_pattern", dict, {}),
+        rank_pattern=_pattern(path, fields, "rank_pattern", _rank),
+        alpha_pattern=_pattern(path, fields, "alpha_pattern", _alpha),
         fan_in_fan_out=_read(path, fields, "fan_in_fan_out", bool, False),
-        modules_to_save=tuple(_read(path, fields, "modules_to_save", list, [])),
-        base=fields.get("base_model_name_or_path"),
-        named_by=mapping.get("base_model_class") if is_keras else None,
+        modules_to_save=_names(path, fields, "modules_to_save"),
+        base=_read(path, fields, "base_model_name_or_path", str, "") or None,
+        named_by=_read(path, mapping, "base_model_class", str, "") or None if is_keras else None,
     )
 
 
@@ -196,19 +194,20 @@ def _check_understood(path: Path, fields: dict[str, Any]) -> None:
     if fields.get("peft_type") != "LORA":
         raise AdapterError(
             f"{path}: kerora reads LoRA adapters only. Received: "
-            f"peft_type={fields.get('peft_type')!r}"
+            f"peft_type={shown(fields.get('peft_type'))}"
         )
     if fields.get("init_lora_weights", True) not in _PLAIN_INITIALIZATIONS:
         raise AdapterError(
-            f"{path}: init_lora_weights={fields['init_lora_weights']!r} belongs to a base that was "
-            "changed before training. Convert the adapter to plain LoRA when saving it in PEFT "
-            "(`path_initial_model_for_weight_conversion`)."
+            f"{path}: init_lora_weights={shown(fields['init_lora_weights'])} belongs to a base "
+            "that was changed before training. Convert the adapter to plain LoRA when saving it "
+            "in PEFT (`path_initial_model_for_weight_conversion`)."
         )
     for name, value in fields.items():
         # What is off, empty or absent changes nothing, whatever it is called.
         if name not in (*_UNDERSTOOD, *_INFORMATIVE) and value not in (None, False, [], {}, ""):
             raise AdapterError(
-                f"{path}: kerora has no counterpart of `{name}`. Received: {name}={value!r}"
+                f"{path}: kerora has no counterpart of `{name[:80]}`. "
+                f"Received: {name[:80]}={shown(value)}"
             )
 
 
@@ -217,21 +216,58 @@ def _read(path: Path, fields: dict[str, Any], name: str, kind: Any, default: Any
     value = default if value is None else value
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         expected = getattr(kind, "__name__", "number")
-        raise AdapterError(f"{path}: `{name}` must be of type {expected}. Received: {value!r}")
+        raise AdapterError(f"{path}: `{name}` must be of type {expected}. Received: {shown(value)}")
     return value
+
+
+def _rank(path: Path, name: str, value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= _LARGEST_RANK:
+        raise _out_of_range(path, name, f"a whole number from 1 to {_LARGEST_RANK}", value)
+    return value
+
+
+def _alpha(path: Path, name: str, value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < abs(value) < _LARGEST_ALPHA:
+        raise _out_of_range(path, name, "a number other than 0", value)
+    return value
+
+
+def _dropout(path: Path, value: float) -> float:
+    if not 0 <= value < 1:
+        raise _out_of_range(path, "lora_dropout", "in [0, 1)", value)
+    return value
+
+
+def _pattern(
+    path: Path, fields: dict[str, Any], name: str, check: Callable[[Path, str, Any], Any]
+) -> dict[str, Any]:
+    values = _read(path, fields, name, dict, {})
+    return {key: check(path, f"{name}[{key[:80]!r}]", value) for key, value in values.items()}
+
+
+def _names(path: Path, fields: dict[str, Any], name: str) -> tuple[str, ...]:
+    values = _read(path, fields, name, list, [])
+    if not all(isinstance(value, str) for value in values):
+        raise _out_of_range(path, name, "a list of names", values)
+    return tuple(values)
+
+
+def _out_of_range(path: Path, name: str, expected: str, value: object) -> AdapterError:
+    return AdapterError(f"{path}: `{name}` must be {expected}. Received: {shown(value)}")
 
 
 def _read_bias(path: Path, fields: dict[str, Any]) -> Bias:
     bias: Any = fields.get("bias") or "none"
     if bias not in get_args(Bias):
-        raise AdapterError(f"{path}: `bias` must be one of {get_args(Bias)}. Received: {bias!r}")
+        raise _out_of_range(path, "bias", f"one of {get_args(Bias)}", bias)
     return bias
 
 
 def _matching(patterns: dict[str, Any], module: str, default: Any) -> Any:
     # PEFT's rule: the pattern matches the whole name, or its end after a dot.
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if matches_whole(rf"(.*\.)?({pattern})", module):
             return value
     return default
 

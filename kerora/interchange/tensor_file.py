@@ -61,7 +61,8 @@ def read_tensors(
                         f"{path}: the values of '{name}' must be floating point. Received: {kind}"
                     )
                 tensors[name] = file.get_tensor(name).astype("float32") if wanted(name) else None
-    except SafetensorError as error:
+    except (SafetensorError, TypeError, KeyError, AttributeError) as error:
+        # Of types that NumPy lacks the package fails in several ways.
         raise AdapterError(
             f"{path} is damaged or no safetensors file: {error}. Fetch or save the adapter again."
         ) from error

@@ -18,12 +18,15 @@ import keras_hub
 import numpy as np
 
 from kerora.adapters.saved_model import own_class
-from kerora.models.errors import ModelSourceError
+from kerora.json_file import read_json_object
+from kerora.models.errors import ModelSourceError, told_of_source
 from kerora.models.huggingface_folder import (
     INDEX_FILE,
     SINGLE_FILE,
     FolderTensors,
-    names_in_index,
+    TensorPlace,
+    all_places,
+    shards,
 )
 from kerora.models.large_tables import fill_rows, is_large
 
@@ -61,20 +64,13 @@ def read_config(source: str) -> dict[str, Any]:
     Raises:
         ModelSourceError: If there is none, or it is not a JSON object.
     """
-    from keras_hub.src.utils.preset_utils import load_json
-
     try:
-        config = load_json(source)
-    except FileNotFoundError as error:
-        raise ModelSourceError(f"'{source}' holds no config.json.") from error
+        path = preset_file(source, "config.json")
     except ValueError as error:
-        raise ModelSourceError(f"The config.json of '{source}' is not valid: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelSourceError(
-            f"The config.json of '{source}' must be a JSON object. "
-            f"Received: {type(config).__name__}"
-        )
-    return config
+        raise ModelSourceError(f"'{source}' cannot be found: {error}") from error
+    if path is None:
+        raise ModelSourceError(f"'{source}' holds no config.json.")
+    return read_json_object(path, ModelSourceError)
 
 
 def preset_file(source: str, name: str) -> str | None:
@@ -85,6 +81,20 @@ def preset_file(source: str, name: str) -> str | None:
         return get_file(source, name)
     except FileNotFoundError:
         return None
+
+
+def source_places(source: str) -> dict[str, TensorPlace]:
+    """Where each tensor of a Hugging Face folder or handle lies, fetched if need be.
+
+    Raises:
+        ModelSourceError: If a file is missing or damaged, or the index names one elsewhere.
+    """
+    single, index = preset_file(source, SINGLE_FILE), preset_file(source, INDEX_FILE)
+    if single is None and index is not None:
+        for name in set(shards(Path(index)).values()):
+            preset_file(source, name)
+    config = preset_file(source, "config.json")
+    return all_places(Path(config or source).parent if config else Path(source))
 
 
 def empty_backbone(source: str, config: dict[str, Any], **kwargs: Any) -> keras.Model:
@@ -98,7 +108,8 @@ def empty_backbone(source: str, config: dict[str, Any], **kwargs: Any) -> keras.
     from keras_hub.src.utils.transformers.preset_loader import TransformersPresetLoader
 
     loader = TransformersPresetLoader(source, config)
-    return loader.load_backbone(loader.check_backbone_class(), load_weights=False, **kwargs)
+    with told_of_source(f"KerasHub cannot build a model from the config.json of '{source}'"):
+        return loader.load_backbone(loader.check_backbone_class(), load_weights=False, **kwargs)
 
 
 def causal_lm(source: str, config: dict[str, Any], backbone: keras.Model, **kwargs: Any) -> Any:
@@ -124,7 +135,8 @@ def causal_lm(source: str, config: dict[str, Any], backbone: keras.Model, **kwar
             f"KerasHub has no causal language model of type '{config['model_type']}'. Its "
             "backbone alone is loaded by `kerora.models.loading.load_backbone`."
         )
-    return loader.load_task(kind, False, False, backbone=backbone, **kwargs)
+    with told_of_source(f"KerasHub cannot make a task, with its tokenizer, of '{source}'"):
+        return loader.load_task(kind, False, False, backbone=backbone, **kwargs)
 
 
 def converter_of_type(model_type: str) -> ModuleType:
@@ -181,22 +193,6 @@ def matrices_left_empty() -> Iterator[None]:
         keras.layers.Layer.add_weight = add_weight
 
 
-def folder_tensors(source: str) -> FolderTensors:
-    """The weights of a Hugging Face folder or `hf://` handle; a handle's files are fetched.
-
-    Raises:
-        ModelSourceError: If there are none, or they are damaged.
-    """
-    config = preset_file(source, "config.json")
-    assert config is not None
-    if (index := preset_file(source, INDEX_FILE)) is None:
-        preset_file(source, SINGLE_FILE)
-    else:
-        for name in names_in_index(Path(index)):
-            preset_file(source, name)
-    return FolderTensors(Path(config).parent)
-
-
 def load_weights(
     backbone: keras.Model,
     source: str,
@@ -219,7 +215,9 @@ def load_weights(
     from keras_hub.src.utils.preset_utils import jax_memory_cleanup
     from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
 
-    stored: Mapping[str, np.ndarray] = folder_tensors(source) if tensors is None else tensors
+    stored: Mapping[str, np.ndarray] = (
+        FolderTensors(source_places(source)) if tensors is None else tensors
+    )
     names = dict.fromkeys(stored)  # whether a name is there is asked often, and reads nothing
 
     class _Loader(SafetensorLoader):
@@ -274,26 +272,29 @@ def load_weights(
                     self.taken.add(hf_weight_key)
                     fill_rows(keras_variable, place)
                     return
-            tensor = self.get_tensor(hf_weight_key)
-            if hook_fn is not None:
-                tensor = hook_fn(tensor, list(keras_variable.shape))
-            # Backends widen a bfloat16 array by way of further copies.
-            if keras_variable.dtype == "float32":
-                tensor = tensor.astype("float32", copy=False)
-            keras_variable.assign(np.asarray(tensor))
+            tensor = found = self.get_tensor(hf_weight_key)
+            try:
+                if hook_fn is not None:
+                    tensor = hook_fn(tensor, list(keras_variable.shape))
+                # Backends widen a bfloat16 array by way of further copies.
+                if keras_variable.dtype == "float32":
+                    tensor = tensor.astype("float32", copy=False)
+                keras_variable.assign(np.asarray(tensor))
+            except (ValueError, TypeError, IndexError) as error:
+                raise ModelSourceError(
+                    f"The tensor '{hf_weight_key}' of '{source}' has the shape {found.shape}, "
+                    f"which does not fit what its config.json makes it: {error}"
+                ) from error
 
     jax_memory_cleanup(backbone)
-    try:
-        with _Loader(source) as loader:
-            # Qwen 3.5's converter prints an audit of its own.
-            with contextlib.redirect_stdout(io.StringIO()):
-                converter_of_type(config["model_type"]).convert_weights(backbone, loader, config)
-            if config["model_type"] == "roberta":
-                _add_token_type(backbone, loader)
-            if config["model_type"] == "gpt_oss":
-                _load_plain_experts(backbone, loader)
-    except KeyError as error:
-        raise ModelSourceError(f"The weights of '{source}' cannot be read: {error}") from error
+    with told_of_source(f"The weights of '{source}' cannot be read"), _Loader(source) as loader:
+        # Qwen 3.5's converter prints an audit of its own.
+        with contextlib.redirect_stdout(io.StringIO()):
+            converter_of_type(config["model_type"]).convert_weights(backbone, loader, config)
+        if config["model_type"] == "roberta":
+            _add_token_type(backbone, loader)
+        if config["model_type"] == "gpt_oss":
+            _load_plain_experts(backbone, loader)
     if text_config(config).get("tie_word_embeddings"):
         loader.taken.add(_TIED_HEAD)
     held = set(names)

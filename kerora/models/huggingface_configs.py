@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kerora.json_file import shown
 from kerora.models.errors import ModelSourceError
 
 _GLOBAL_FIELDS = {
@@ -121,5 +122,5 @@ def _differing_layers(layers: object) -> ModelSourceError:
     return ModelSourceError(
         "KerasHub's Gemma 4 gives all layers of full attention the same `head_dim` and "
         "`num_key_value_heads`, and no layer other fields of its own. Received: "
-        f"per_layer_config={layers!r}"
+        f"per_layer_config={shown(layers)}"
     )

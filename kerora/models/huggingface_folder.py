@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from kerora.json_file import read_json_object
 from kerora.models.errors import ModelSourceError
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -92,10 +93,10 @@ class TensorPlace:
 
 
 class FolderTensors(Mapping[str, np.ndarray]):
-    """The tensors of a folder's model by name, each read when it is asked for."""
+    """Tensors by name, each read when it is asked for."""
 
-    def __init__(self, folder: Path) -> None:
-        self.places = all_places(folder)
+    def __init__(self, places: dict[str, TensorPlace]) -> None:
+        self.places = places
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.places[name].read()
@@ -153,29 +154,29 @@ def weight_files(folder: Path) -> list[Path]:
             "(.bin, .pt) are never read: load the model in transformers and save it with "
             "`save_pretrained`."
         )
-    files = [folder / name for name in names_in_index(index)]
+    files = [folder / name for name in sorted(set(shards(index).values()))]
     for file in files:
-        if not file.exists():
+        if not file.is_file():
             raise ModelSourceError(f"{index} names '{file.name}', which is missing.")
     return files
 
 
-def names_in_index(index: Path) -> list[str]:
-    """The names of the files that a model.safetensors.index.json lists, each once, in order.
+def shards(index: Path) -> dict[str, str]:
+    """The name of the file that holds each tensor, as an index says.
 
     Raises:
-        ModelSourceError: If it is damaged, or names a file that would lie elsewhere.
+        ModelSourceError: If the index is damaged, or names a file that would lie elsewhere.
     """
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelSourceError(f"{index} is damaged: {error!r}") from error
-    for name in map(str, names):
-        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+    names = read_json_object(index, ModelSourceError).get("weight_map")
+    if not isinstance(names, dict):
+        raise ModelSourceError(f"{index} is damaged: it has no object `weight_map`.")
+    for name in names.values():
+        is_plain = isinstance(name, str) and Path(name).name == name and "\\" not in name
+        if not is_plain or not name.endswith(".safetensors"):
             raise ModelSourceError(
-                f"{index} must name safetensors files beside it. Received: {name!r}"
+                f"{index} must name safetensors files beside it. Received: {str(name)[:80]!r}"
             )
-    return sorted(map(str, names))
+    return names
 
 
 def all_places(folder: Path) -> dict[str, TensorPlace]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 import keras_hub
 import numpy as np
 
+from kerora.json_file import read_json_object, read_text
 from kerora.lazy_tensorflow import tensorflow_stood_in_for
+from kerora.models.config_check import check_config, most_values
 from kerora.models.converters import (
     causal_lm,
     converter_of_type,
@@ -22,13 +23,16 @@ from kerora.models.converters import (
     matrices_left_empty,
     preset_file,
     read_config,
+    source_places,
 )
-from kerora.models.errors import ModelSourceError
+from kerora.models.errors import ModelSourceError, told_of_source
 from kerora.models.gguf_model import as_huggingface_folder, gguf_chat_template, is_gguf
 from kerora.models.huggingface_configs import complete_config
 from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
 from kerora.models.huggingface_folder import all_places
 from kerora.models.huggingface_tokenizer import mend_tokenizer
+from kerora.models.preset_folder import preset_checked
+from kerora.models.weight_limit import weights_limited
 
 CHECKED_BACKBONES = ("bert", "roberta", "xlm-roberta", "albert", "distilbert", "bart", "t5gemma")
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
@@ -72,7 +76,27 @@ def load_task(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models
                 return _load_huggingface(folder, tensors=tensors, **kwargs)
         if _is_huggingface(name):
             return _load_huggingface(name, **kwargs)
-        return keras_hub.models.CausalLM.from_preset(name, **kwargs)
+        with _preset(name, kwargs):
+            task = keras_hub.models.CausalLM.from_preset(name, **kwargs)
+        _check_preprocessor(task.preprocessor, name)
+        return task
+
+
+def _check_preprocessor(preprocessor: Any, name: str) -> None:
+    if preprocessor is None:
+        return
+    tokenizer = getattr(preprocessor, "tokenizer", None)
+    if not isinstance(tokenizer, keras_hub.tokenizers.Tokenizer):
+        raise ModelSourceError(
+            f"The task.json of '{name}' must name a preprocessor with its tokenizer, or null. "
+            f"Received: {type(preprocessor).__name__} with {type(tokenizer).__name__}"
+        )
+
+
+def _preset(name: str, kwargs: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
+    if name in keras_hub.models.Backbone.presets:
+        return contextlib.nullcontext()  # KerasHub's own
+    return preset_checked(name, has_weights=kwargs.get("load_weights", True))
 
 
 def resolve_source(source: str | os.PathLike[str]) -> str:
@@ -160,8 +184,9 @@ def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.mo
     with _file_systems(source):
         name = resolve_source(source)
         if not _is_huggingface(name):
-            return keras_hub.models.Backbone.from_preset(name, **kwargs)
-        config = complete_config(read_config(name))
+            with _preset(name, kwargs):
+                return keras_hub.models.Backbone.from_preset(name, **kwargs)
+        config = _checked_config(name)
         if config["model_type"] not in CHECKED_BACKBONES:
             raise ModelSourceError(
                 f"kerora has not been checked against `transformers` for models of type "
@@ -178,12 +203,26 @@ def _load_huggingface_backbone(
     tensors: Mapping[str, np.ndarray] | None = None,
 ) -> keras_hub.models.Backbone:
     converter_of_type(config["model_type"])
-    with matrices_left_empty():
-        backbone = empty_backbone(name, config, dtype=dtype, **constructor_arguments(config))
-    mend_layers(backbone, config)
+    # A GGUF file's configuration was made from its tensors.
+    limit = contextlib.nullcontext() if tensors is not None else _as_large_as_its_files(name)
+    with told_of_source(f"No model can be made from the config.json of '{name}'"):
+        with matrices_left_empty(), limit:
+            backbone = empty_backbone(name, config, dtype=dtype, **constructor_arguments(config))
+        mend_layers(backbone, config)
     backbone.language_model_of = config.get("language_model_of")
     load_weights(backbone, name, config, tensors)
     return backbone
+
+
+def _as_large_as_its_files(name: str) -> contextlib.AbstractContextManager[None]:
+    return weights_limited(most_values(source_places(name)), name)
+
+
+def _checked_config(name: str) -> dict[str, Any]:
+    config = read_config(name)
+    check_config(config, name, source_places(name))
+    with told_of_source(f"The config.json of '{name}' contradicts itself"):
+        return complete_config(config)
 
 
 def _load_huggingface(
@@ -192,7 +231,7 @@ def _load_huggingface(
     tensors: Mapping[str, np.ndarray] | None = None,
     **kwargs: Any,
 ) -> keras_hub.models.CausalLM:
-    config = complete_config(read_config(name))
+    config = complete_config(read_config(name)) if tensors is not None else _checked_config(name)
     backbone = _load_huggingface_backbone(name, config, dtype, tensors)
     if "preprocessor" not in kwargs and not _has_tokenizer(name):
         raise ModelSourceError(
@@ -233,15 +272,21 @@ def _own_template(name: str) -> str | None:
     if is_gguf(name):
         return gguf_chat_template(name)
     if (Path(name) / CHAT_TEMPLATE_FILE).is_file():
-        return (Path(name) / CHAT_TEMPLATE_FILE).read_text(encoding="utf-8")
+        return read_text(Path(name) / CHAT_TEMPLATE_FILE, ModelSourceError)
     if not _is_huggingface(name):
         return None
     if (path := preset_file(name, CHAT_TEMPLATE_FILE)) is not None:
-        return Path(path).read_text(encoding="utf-8")
+        return read_text(path, ModelSourceError)
     if (path := preset_file(name, "tokenizer_config.json")) is None:
         return None
-    template = json.loads(Path(path).read_text(encoding="utf-8")).get("chat_template")
-    if isinstance(template, list):
+    template = read_json_object(path, ModelSourceError).get("chat_template")
+    if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
         # Several named templates; the one for plain chats is called "default".
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        named = (entry for entry in template if entry.get("name") == "default")
+        template = next((entry.get("template") for entry in named), None)
+    if template is not None and not isinstance(template, str):
+        raise ModelSourceError(
+            f"{path}: `chat_template` must be a text, or a list of named ones. Received: "
+            f"{repr(template)[:80]}"
+        )
     return template

@@ -30,6 +30,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerora.json_file import read_json_object, shown
 from kerora.training.checkpoint_state import (
     Entry,
     changing_variables,
@@ -235,7 +236,7 @@ def _newest(folder: Path) -> tuple[Path, dict[str, Any], dict[str, np.ndarray]] 
     for path in _folders(folder):
         try:
             return path, *_read(path)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reasons.append(f"{path.name} ({error})")
             warnings.warn(
                 f"The checkpoint {path} is damaged and passed over: {error}", stacklevel=3
@@ -249,18 +250,27 @@ def _newest(folder: Path) -> tuple[Path, dict[str, Any], dict[str, np.ndarray]] 
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    from safetensors import deserialize
+    from safetensors import SafetensorError, deserialize
 
-    document = _unsealed((path / _DOCUMENT).read_bytes())
+    document = _unsealed(path / _DOCUMENT)
     types = {e["key"]: e["dtype"] for kind in document["variables"].values() for e in kind}
     contents: dict[str, np.ndarray] = {}
     for name, checksum in document["files"].items():
+        if Path(name).name != name:
+            raise ValueError(f"{_DOCUMENT} names the file {name!r}, which lies elsewhere")
         content = (path / name).read_bytes()
         if hashlib.sha256(content).hexdigest() != checksum:
             raise ValueError(f"{name} does not have the content that was written")
-        for key, tensor in deserialize(content):
+        try:
+            tensors = deserialize(content)
+        except SafetensorError as error:
+            raise ValueError(f"{name} is no safetensors file: {error}") from error
+        for key, tensor in tensors:
             flat = np.frombuffer(tensor["data"], numpy_type(types[key]))
             contents[key] = flat.reshape(tensor["shape"])
+    for entry in [entry for kind in document["variables"].values() for entry in kind]:
+        if not isinstance(entry["path"], str) or contents[entry["key"]].shape != (*entry["shape"],):
+            raise ValueError(f"the entry {shown(entry)} of {_DOCUMENT} is not that of its values")
     return document, contents
 
 
@@ -277,10 +287,15 @@ def _sealed(document: dict[str, Any]) -> bytes:
     return json.dumps({"checksum": _checksum(document), **document}, indent=1).encode()
 
 
-def _unsealed(content: bytes) -> dict[str, Any]:
-    document = json.loads(content)
-    if document.pop("checksum") != _checksum(document):
+def _unsealed(path: Path) -> dict[str, Any]:
+    document = read_json_object(path, ValueError)
+    if document.pop("checksum", None) != _checksum(document):
         raise ValueError(f"{_DOCUMENT} does not have the content that was written")
+    texts = dict.fromkeys(("backend", "optimizer", "model"), str)
+    kinds = {"step": int, "data_state": dict, "extra": dict, "variables": dict, "files": dict}
+    for name, kind in {**kinds, **texts}.items():
+        if not isinstance(document[name], kind):
+            raise ValueError(f"`{name}` in {_DOCUMENT} is {shown(document[name])}")
     return document
 
 

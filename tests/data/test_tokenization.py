@@ -1,8 +1,11 @@
 import io
+from types import SimpleNamespace
 
 import pytest
+import tokenizers
 
 from kerora.data.encoding import Encoder
+from kerora.data.errors import DataError
 from kerora.data.tokenization import TextTokenizer
 
 TEXT = ["the quick brown fox jumps over the lazy dog", "what is the answer", "the answer is a fox"]
@@ -94,3 +97,12 @@ def test_a_vocabulary_with_chatml_marks_gets_that_template():
     text = encoder.prompt_text([{"role": "user", "content": "the"}])
     assert text == "<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n"
     assert encoder.stop_token_ids == ()
+
+
+def test_a_pattern_that_backtracks_for_ever_is_an_error():
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0}, merges=[]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(
+        tokenizers.Regex("(a+)+$"), "isolated"
+    )
+    with pytest.raises(DataError, match=r"tokenizer\.json cannot split"):
+        TextTokenizer(SimpleNamespace(_tokenizer=tokenizer)).texts(["a" * 50 + "!"])

@@ -104,3 +104,46 @@ def test_a_file_in_the_way(tmp_path):
     with pytest.raises(NotADirectoryError, match="adapter"):
         write(tmp_path / "adapter", "new")
     assert (tmp_path / "adapter").read_text() == "mine"
+
+
+FILLING = """
+import importlib.util, os, sys, time
+spec = importlib.util.spec_from_file_location("atomic_folder", sys.argv[1])
+atomic = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(atomic)
+with atomic.replaced_folder(sys.argv[2]) as new:
+    (new / "one").write_text("half")
+    print(new.name, flush=True)
+    time.sleep(600)
+"""
+
+
+def filling(folder):
+    """Another process that is in the middle of writing a folder, and its hidden folder's name."""
+    module = sys.modules[replaced_folder.__module__].__file__
+    process = subprocess.Popen(
+        [sys.executable, "-c", FILLING, module, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    return process, process.stdout.readline().strip()
+
+
+def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_path):
+    folder = tmp_path / "adapter"
+    killed, left = filling(folder)
+    alive, kept = filling(folder)
+    others, of_others = filling(tmp_path / "adapter.new")
+    (tmp_path / ".adapter.new-notes.txt").write_text("mine")
+    try:
+        killed.kill()
+        killed.wait()
+        assert (tmp_path / left).is_dir()
+        write(folder, "new")
+        found = {"adapter", kept, of_others, ".adapter.new-notes.txt"}
+        assert set(os.listdir(tmp_path)) == found
+        assert (tmp_path / kept / "one").read_text() == "half"
+    finally:
+        for process in (killed, alive, others):
+            process.kill()
+            process.wait()
+    write(folder, "newer")
+    assert set(os.listdir(tmp_path)) == {"adapter", of_others, ".adapter.new-notes.txt"}

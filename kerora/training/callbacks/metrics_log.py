@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from kerora.json_file import parse_json_object
 from kerora.training.callbacks.step_callbacks import StepCallback
 from kerora.training.errors import RunFolderError
 from kerora.training.learning_rate import LearningRateReader
@@ -151,9 +152,13 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            record = parse_json_object(line, str(path), RunFolderError)
+        except RunFolderError:
             break  # the line at which the process died
+        numbers = (record.get("step"), record.get("seconds"))
+        if not all(isinstance(number, int | float) for number in numbers):
+            break
+        lines.append(record)
     return lines
 
 
