@@ -33,10 +33,10 @@ class Kerora:
 
     def train(self, rows: Rows) -> int:
         batches = self._batches(rows, shuffle=True)
-        self.model.fit(batches, verbose=0)
         report = batches.report()
         rate = self.settings.learning_rate * report.examples / report.steps_per_epoch
         self.model.optimizer.learning_rate = rate
+        self.model.fit(batches, verbose=0)
         self.supervised_share = report.supervised_tokens / report.tokens
         return report.tokens
 
