@@ -28,6 +28,7 @@ CLASSIFIERS = {
     "roberta": ("roberta", ["query", "value"], []),
     "xlm_roberta": ("roberta", ["query", "key"], []),
     "albert": ("albert", ["query", "ffn"], []),
+    "esm": ("esm", ["query", "value"], []),
     "distilbert": ("distilbert", ["q_lin", "ffn.lin1"], ["pre_classifier"]),
 }
 
