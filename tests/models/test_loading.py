@@ -178,20 +178,19 @@ def test_an_esm_without_token_dropout(tmp_path):
     np.testing.assert_allclose(keras_logits(backbone), torch_logits(reference), atol=1e-4)
 
 
-def test_norms_under_the_names_of_older_files_are_read(tmp_path):
-    reference = tiny_transformers("bert", tmp_path)
+@pytest.mark.parametrize(("scale", "offset"), [("weight", "bias"), ("gamma", "beta")])
+def test_norms_are_read_under_newer_and_older_names(scale, offset, tmp_path):
+    reference = tiny_transformers("esm", tmp_path)
     file = tmp_path / "model.safetensors"
-    old = {
-        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-            "LayerNorm.bias", "LayerNorm.beta"
-        ): tensor
-        for name, tensor in load_file(file).items()
-    }
-    save_file(old, file, {"format": "pt"})
-    assert any(name.endswith("LayerNorm.gamma") for name in old)
-    np.testing.assert_allclose(
-        keras_logits(load_backbone(tmp_path)), torch_logits(reference), atol=1e-4
-    )
+    names = {"weight": scale, "gamma": scale, "bias": offset, "beta": offset}
+    renamed = {}
+    for name, tensor in load_file(file).items():
+        module, _, last = name.rpartition(".")
+        renamed[f"{module}.{names[last]}" if "LayerNorm" in module else name] = tensor
+    save_file(renamed, file, {"format": "pt"})
+    assert f"encoder.layer.0.LayerNorm.{scale}" in renamed
+    found = keras_logits(load_backbone(tmp_path))
+    np.testing.assert_allclose(found, torch_logits(reference), atol=1e-4)
 
 
 def test_weights_without_a_place_are_refused(tmp_path):
