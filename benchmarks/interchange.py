@@ -47,8 +47,8 @@ _LINEAR_ATTENTION = ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_
 _GEMMA4 = [*_ATTENTION, "per_layer_input_gate", "per_layer_projection"]
 _NO_POOLER = r"encoder\..*(query|key|value|dense)"
 # Where PEFT's "all-linear" takes in what kerora has not: experts, and gates of one output, whose
-# rank is 1; the pooler, which KerasHub's RoBERTa has not; and the vision tower of a model that
-# sees. Gemma 4's feed-forward layers are never called by KerasHub.
+# rank is 1; the pooler, which KerasHub's RoBERTa and ESM have not; and the vision tower of a model
+# that sees. Gemma 4's feed-forward layers are never called by KerasHub.
 PEFT_TARGETS: dict[str, list[str] | str] = {
     "mixtral": _ATTENTION,
     "qwen2_moe": _ATTENTION + _SHARED,
@@ -61,6 +61,7 @@ PEFT_TARGETS: dict[str, list[str] | str] = {
     "qwen3_5_vision": r".*language_model\..*proj.*",
     "roberta": _NO_POOLER,
     "xlm_roberta": _NO_POOLER,
+    "esm": _NO_POOLER,
 }
 # Families read from GGUF, and what a GGUF file cannot say of their tiny models.
 GGUF_FAMILIES: dict[str, dict[str, Any]] = {

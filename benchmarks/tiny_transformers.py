@@ -195,6 +195,17 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
         "DistilBertConfig",
         {"vocab_size": 64, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
     ),
+    # One of the tokens that are compared is masked.
+    "esm": (
+        "EsmConfig",
+        {
+            **_ENCODER,
+            "mask_token_id": 5,
+            "token_dropout": True,
+            "position_embedding_type": "rotary",
+            "rope_theta": 500.0,
+        },
+    ),
 }
 SEQUENCE_TO_SEQUENCE: dict[str, tuple[str, dict[str, Any]]] = {
     "bart": ("BartConfig", _BART),

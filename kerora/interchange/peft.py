@@ -38,6 +38,7 @@ from kerora.interchange.notes import VERSION
 from kerora.interchange.other_heads import check_loadable, named_as_in_file, without
 from kerora.interchange.peft_config import PeftConfig, most_common, write_config
 from kerora.interchange.tensor_file import write_tensors
+from kerora.models.huggingface_esm import TokenDropout
 from kerora.models.loading import CHAT_TEMPLATE_FILE
 
 _ROUTER = r"\.(mlp\.gate|mlp\.router|block_sparse_moe\.gate)$"
@@ -215,10 +216,11 @@ def _check_tables(model: keras.Model, layers: list[NamedLayer]) -> None:
         if not layer.is_embedding or layer.weight is None:
             continue
         is_unknown = layer.is_tied and not layer.module.endswith("embed_tokens")
-        if is_unknown or kind.task_type == "SEQ_2_SEQ_LM":
+        is_scaled = isinstance(layer.candidate.layer, TokenDropout)
+        if is_unknown or is_scaled or kind.task_type == "SEQ_2_SEQ_LM":
             raise AdapterError(
                 f"PEFT has no way to adapt the table '{layer.module}' together with what is tied "
-                "to it, as kerora does. Leave it out of `targets`."
+                "to it, or without its scale, as kerora does. Leave it out of `targets`."
             )
 
 

@@ -38,6 +38,8 @@ _SIGHT = re.compile(
     r"(model\.)?(vision_tower|multi_modal_projector|embed_vision|audio_tower|embed_audio|visual)\."
 )
 _ENCODER_NAMES = ("roberta.", "albert.", "distilbert.")
+# What BERT's and ESM's files may still call the weights of a norm.
+_OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 # The shapes of four-bit blocks and their scales that unpack to a tensor of a given shape.
 _PACKED = {
     "_blocks": lambda experts, inputs, outputs: (experts, outputs, inputs // 2, 1),
@@ -246,6 +248,10 @@ def load_weights(
             return stored[self.get_prefixed_key(key, names)]
 
         def stand_in(self, key: str) -> np.ndarray:
+            for ending, old in _OLD_NAMES.items():
+                if key.endswith(ending):
+                    with contextlib.suppress(SafetensorError, KeyError):
+                        return self.stored(key.removesuffix(ending) + old)
             # A language model alone is stored without the name that it has inside one that sees.
             if key.startswith(_INNER):
                 key = "model." + key.removeprefix(_INNER)

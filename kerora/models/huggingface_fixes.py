@@ -22,6 +22,8 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | `token_type_embeddings` | RoBERTa |
 | `hidden_act` other than GELU | encoders: refused |
 | `sliding_window` | T5Gemma (none in the encoder, one wider in the decoder) |
+| `token_dropout`, `rope_theta`, and the mask of padding | ESM |
+| `position_embedding_type` other than rotary | ESM: refused |
 | fields in which encoder and decoder differ | T5Gemma: refused |
 """
 
@@ -34,6 +36,7 @@ import keras
 from kerora.adapters.targets import sublayers
 from kerora.models.converters import text_config
 from kerora.models.errors import inexpressible
+from kerora.models.huggingface_esm import esm_arguments, mend_esm
 from kerora.models.huggingface_t5gemma import check_t5gemma, mend_t5gemma
 
 _GEMMA = ("gemma", "gemma2", "gemma3", "gemma3_text")
@@ -64,6 +67,8 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
         ModelSourceError: For a value that KerasHub's backbone cannot express.
     """
     family, text = config["model_type"], text_config(config)
+    if family == "esm":
+        return esm_arguments(config)
     if family == "t5gemma":
         check_t5gemma(config)
     if family == "gpt2":
@@ -111,6 +116,8 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
         ModelSourceError: For a value that KerasHub's backbone cannot express.
     """
     family, text = config["model_type"], text_config(config)
+    if family == "esm":
+        mend_esm(backbone, config)
     if family == "t5gemma":
         mend_t5gemma(backbone, config)
     if family in _LAYER_NORM_EPSILON:

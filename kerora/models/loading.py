@@ -34,8 +34,12 @@ from kerora.models.huggingface_tokenizer import mend_tokenizer
 from kerora.models.preset_folder import preset_checked
 from kerora.models.weight_limit import weights_limited
 
-CHECKED_BACKBONES = ("bert", "roberta", "xlm-roberta", "albert", "distilbert", "bart", "t5gemma")
+CHECKED_BACKBONES = (
+    *("bert", "roberta", "xlm-roberta", "albert", "distilbert", "esm"),
+    *("bart", "t5gemma"),
+)
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+_UNCHECKED_TASKS = ("gemma3n", "paligemma", "blip-2")
 BUNDLED = {"tiny_gemma": Path(__file__).parent / "tiny_gemma"}
 
 
@@ -232,6 +236,12 @@ def _load_huggingface(
     **kwargs: Any,
 ) -> keras_hub.models.CausalLM:
     config = complete_config(read_config(name)) if tensors is not None else _checked_config(name)
+    if config["model_type"] in _UNCHECKED_TASKS:
+        raise ModelSourceError(
+            f"kerora has not been checked against `transformers` for models of type "
+            f"'{config['model_type']}', which read more than text. Load '{name}' with "
+            "`keras_hub.models.CausalLM.from_preset`, and give what you get to `kerora.adapt`."
+        )
     backbone = _load_huggingface_backbone(name, config, dtype, tensors)
     if "preprocessor" not in kwargs and not _has_tokenizer(name):
         raise ModelSourceError(

@@ -32,7 +32,7 @@ from kerora.adapters import (
     set_active_adapters,
 )
 from kerora.interchange import load_adapter, save_adapter
-from kerora.models.loading import load_task
+from kerora.models.loading import load_backbone, load_task
 
 peft = pytest.importorskip("peft")
 torch = pytest.importorskip("torch")
@@ -158,6 +158,15 @@ def test_a_tied_table_that_peft_cannot_tie_is_refused_by_name(tmp_path):
     add_adapter(model, LoraConfig(rank=2, targets="token_embedding"))
     with pytest.raises(AdapterError, match=r"'transformer\.wte'"):
         save_adapter(model, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("family", ["esm", "t5gemma"])
+def test_a_table_that_peft_adapts_otherwise_is_refused_by_name(family, tmp_path):
+    tiny_transformers(family, tmp_path / "base")
+    backbone = load_backbone(tmp_path / "base")
+    add_adapter(backbone, LoraConfig(rank=2, targets=".*token_embedding"))
+    with pytest.raises(AdapterError, match=r"the table '.*embed.*'"):
+        save_adapter(backbone, tmp_path / "adapter")
 
 
 def test_experts_of_peft_are_refused_by_name(tmp_path):

@@ -98,6 +98,14 @@ def test_a_tensor_of_the_language_model_without_a_place_is_refused(tmp_path):
         load_task(tmp_path, preprocessor=None)
 
 
+@pytest.mark.parametrize("model_type", ["paligemma", "gemma3n"])
+def test_a_model_that_was_not_checked_is_refused_by_name(model_type, tmp_path):
+    tiny_transformers("gemma3_vision", tmp_path)
+    change_config(tmp_path, lambda config: config.update(model_type=model_type))
+    with pytest.raises(ModelSourceError, match=f"'{model_type}'.*kerora.adapt"):
+        load_task(tmp_path, preprocessor=None)
+
+
 def test_it_is_fine_tuned_on_packed_text(tmp_path):
     tokenizer = BUNDLED["tiny_gemma"] / "assets" / "tokenizer" / "vocabulary.spm"
     size = keras_hub.models.GemmaTokenizer(proto=str(tokenizer)).vocabulary_size()

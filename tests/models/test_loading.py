@@ -9,6 +9,7 @@ import keras_hub
 import numpy as np
 import pytest
 from keras_hub.src.utils.preset_utils import list_subclasses
+from safetensors.numpy import load_file, save_file
 
 from benchmarks.tiny_transformers import (
     ENCODERS,
@@ -157,6 +158,39 @@ def test_what_t5gemma_layers_cannot_express_is_refused(part, field, value, tmp_p
     named = "rope_t" if field == "rope_parameters" else field
     with pytest.raises(ModelSourceError, match=rf"`{'' if part is None else part + '.'}{named}"):
         load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("position_embedding_type", "absolute"), ("is_decoder", True), ("is_folding_model", True)],
+)
+def test_what_esm_layers_cannot_express_is_refused(field, value, tmp_path):
+    tiny_transformers("esm", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(ModelSourceError, match=field):
+        load_backbone(tmp_path)
+
+
+def test_an_esm_without_token_dropout(tmp_path):
+    reference = tiny_transformers("esm", tmp_path, token_dropout=False)
+    backbone = load_backbone(tmp_path)
+    np.testing.assert_allclose(keras_logits(backbone), torch_logits(reference), atol=1e-4)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [("weight", "bias"), ("gamma", "beta")])
+def test_norms_are_read_under_newer_and_older_names(scale, offset, tmp_path):
+    reference = tiny_transformers("esm", tmp_path)
+    file = tmp_path / "model.safetensors"
+    names = {"weight": scale, "gamma": scale, "bias": offset, "beta": offset}
+    renamed = {}
+    for name, tensor in load_file(file).items():
+        module, _, last = name.rpartition(".")
+        renamed[f"{module}.{names[last]}" if "LayerNorm" in module else name] = tensor
+    save_file(renamed, file, {"format": "pt"})
+    assert f"encoder.layer.0.LayerNorm.{scale}" in renamed
+    found = keras_logits(load_backbone(tmp_path))
+    np.testing.assert_allclose(found, torch_logits(reference), atol=1e-4)
 
 
 def test_weights_without_a_place_are_refused(tmp_path):
