@@ -45,8 +45,8 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
 
     The folder appears whole or not at all; one that exists is replaced. Layers are named as in
     `transformers` wherever KerasHub has a converter for the model, and by their Keras path
-    elsewhere (`auto_mapping` in the config then says so). The task's chat template, where it has one,
-    is written beside it as `transformers` writes it.
+    elsewhere (`auto_mapping` in the config then says so). The task's chat template, where it has
+    one, is written beside it as `transformers` writes it.
 
     Args:
         model: A KerasHub task or backbone, or any `keras.Model`, that holds the adapter.
