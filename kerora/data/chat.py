@@ -96,8 +96,9 @@ class ChatTemplate:
         """The text, and the start and end of what the assistant writes in it.
 
         A turn starts where the generation prompt for it ends, so that training sees what
-        generation sees, and holds the mark that ends it. A template with `{% generation %}`
-        blocks says so itself.
+        generation sees, and holds the mark that ends it; where prompts end with marks that the
+        text lacks (`<think>`), a warning says so, and it starts with the answer's words. A template
+        with `{% generation %}` blocks says so itself.
 
         Raises:
             RowProblem: The template refuses the conversation, or where a turn starts or ends in
@@ -109,7 +110,7 @@ class ChatTemplate:
         def render(turns: Sequence[Message], add_generation_prompt: bool = False) -> str:
             return self.render(turns, add_generation_prompt=add_generation_prompt, **variables)
 
-        return assistant_spans(render, messages)
+        return assistant_spans(render, messages, self._special_tokens.get("eos_token", ""))
 
 
 def _entry(message: Message) -> dict[str, Any]:

@@ -5,11 +5,17 @@ begins. Others write a turn in another way once more turns follow (Qwen 3 drops 
 put the system's text before the last question, some end every text with a mark). For these, a
 character that no text holds is put into one message, and what follows it in the whole text is
 compared with what follows it where the turn is the last one, or is about to be written.
+
+gpt-oss ends its last turn with another mark than the others, which are found by what stands before
+a generation prompt. Cohere opens an assistant's turn after every text, and a turn ends with the end
+token. DeepSeek R1 starts thinking in its prompts alone: what is written from there on is learned if
+it is the answer itself.
 """
 
 import dataclasses
 import itertools
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 from kerora.data.errors import RowProblem
@@ -23,28 +29,31 @@ Render = Callable[..., str]
 
 
 def assistant_spans(
-    render: Render, messages: Sequence[Message]
+    render: Render, messages: Sequence[Message], end_token: str = ""
 ) -> tuple[str, list[tuple[int, int]]]:
     """The text of a conversation, and the start and end of each of the assistant's turns.
 
     Args:
         render: From messages, and whether a generation prompt follows, to text.
         messages: The turns.
+        end_token: The text of the token that generation stops at.
 
     Raises:
         RowProblem: Where a turn starts or ends cannot be said for certain.
     """
     text = render(messages)
     spans: list[tuple[int, int]] = []
+    opened = _opens_a_turn_always(render, messages, text)
     for index, message in enumerate(messages):
         if message.role != "assistant":
             continue
         prompt = render(messages[:index], add_generation_prompt=True)
         start = _start(render, messages, index, text, prompt)
-        end = _end(render, messages, index, text, start)
+        if opened:
+            end = _end_at_token(render, messages, index, text, end_token)
+        else:
+            end = _end(render, messages, index, text, start)
         earliest = spans[-1][1] if spans else 0
-        if index == len(messages) - 1 and _ends_as_a_prompt(prompt, text):
-            end = None
         if start is None or end is None or not earliest <= start <= end:
             raise RowProblem(
                 "inconsistent chat template",
@@ -56,8 +65,11 @@ def assistant_spans(
     return text, spans
 
 
-def _ends_as_a_prompt(prompt: str, text: str) -> bool:
+def _opens_a_turn_always(render: Render, messages: Sequence[Message], text: str) -> bool:
     """Whether the template opens another turn of the assistant's after each text."""
+    if messages[-1].role != "assistant":
+        return False
+    prompt = render(messages[:-1], add_generation_prompt=True)
     last = [piece for piece in _PIECES.findall(text) if piece.strip()][-1:]
     is_mark = bool(last) and bool(_MARK_OR_SPACE.fullmatch(last[0]))
     return is_mark and prompt.rstrip().endswith(last[0])
@@ -74,6 +86,28 @@ def _start(
         prompt_after = _after_anchor(render([*before[:-1], short], add_generation_prompt=True))
         if prompt_after is not None and after.startswith(prompt_after):
             return len(text) - len(after) + len(prompt_after)
+    return _start_of_words(render, messages, index, text, prompt)
+
+
+def _start_of_words(
+    render: Render, messages: Sequence[Message], index: int, text: str, prompt: str
+) -> int | None:
+    """Where a turn leaves the prompt for it, if only marks are missing and its own words follow."""
+    pairs = zip(_PIECES.findall(prompt), _PIECES.findall(text), strict=False)
+    start = sum(len(piece) for piece, other in itertools.takewhile(lambda p: p[0] == p[1], pairs))
+    missing = prompt[start:]
+    if not _only_marks(missing):
+        return None
+    for after, anchored in _anchored(render, messages, index, text):
+        place = len(text) - len(after)
+        words = (anchored.content or "").partition(_ANCHOR)[0]
+        if start <= place and words.endswith(text[start:place]):
+            warnings.warn(
+                f"The chat template ends prompts with {missing!r} and writes answers without it: "
+                "that is how they are learned.",
+                stacklevel=2,
+            )
+            return start
     return None
 
 
@@ -88,6 +122,9 @@ def _end(
         turn = _after_anchor(render([*messages[: index - 1], anchored, messages[index]]))
         if turn is not None and after.startswith(turn.rstrip()):
             return len(text) - len(after) + _without_break(turn)
+    end = _end_before_prompt(render, messages, index, text)
+    if end is not None:
+        return end
     for after, anchored in _anchored(render, messages, index, text):
         closing = _after_anchor(render([*messages[:index], anchored]))
         rest = (anchored.content or "").partition(_ANCHOR)[2].rstrip()
@@ -95,6 +132,39 @@ def _end(
         if shared is not None:
             return _without_break(text[: len(text) - len(after) + len(shared)])
     return _end_before_next(render, messages, index, text)
+
+
+def _end_before_prompt(
+    render: Render, messages: Sequence[Message], index: int, text: str
+) -> int | None:
+    """As `_end`, of a turn that is closed in another way where it is the last one."""
+    before = messages[:index]
+    prompt, closed = render(before, add_generation_prompt=True), render(before)
+    opening = prompt.removeprefix(closed)
+    if not opening or opening == prompt:
+        return None
+    for after, anchored in _anchored(render, messages, index, text):
+        followed = _after_anchor(render([*before, anchored], add_generation_prompt=True))
+        rest = (anchored.content or "").partition(_ANCHOR)[2].rstrip()
+        if followed is None or not followed.endswith(opening):
+            continue
+        turn = followed.removesuffix(opening)
+        closing = turn.removeprefix(rest)
+        if after.startswith(turn) and closing.strip() and _only_marks(closing):
+            return _without_break(text[: len(text) - len(after) + len(turn)])
+    return None
+
+
+def _end_at_token(
+    render: Render, messages: Sequence[Message], index: int, text: str, end_token: str
+) -> int | None:
+    """Where the first end token after the words of a turn ends, if only marks stand between."""
+    for after, anchored in _anchored(render, messages, index, text):
+        rest = (anchored.content or "").partition(_ANCHOR)[2].rstrip()
+        closing, found, _ = after.removeprefix(rest).partition(end_token or _ANCHOR)
+        if found and after.startswith(rest) and _only_marks(closing):
+            return len(text) - len(after) + len(rest) + len(closing) + len(end_token)
+    return None
 
 
 def _end_before_next(
@@ -142,6 +212,10 @@ def _after_anchor(text: str) -> str | None:
     return text.partition(_ANCHOR)[2] if text.count(_ANCHOR) == 1 else None
 
 
+def _only_marks(text: str) -> bool:
+    return all(_MARK_OR_SPACE.fullmatch(piece) for piece in _PIECES.findall(text))
+
+
 def _shared_closing(closing: str | None, after: str, rest: str = "") -> str | None:
     """What ends a turn whether or not others follow, of what stands after an anchor in it.
 
@@ -159,7 +233,7 @@ def _shared_closing(closing: str | None, after: str, rest: str = "") -> str | No
     first, second = _PIECES.findall(closing[len(rest) :]), _PIECES.findall(after[len(rest) :])
     pairs = zip(first, second, strict=False)
     shared = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
-    if (first and not shared) or not all(_MARK_OR_SPACE.fullmatch(p) for p in first[shared:]):
+    if (first and not shared) or not _only_marks("".join(first[shared:])):
         return None
     return rest + "".join(first[:shared])
 

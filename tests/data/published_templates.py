@@ -126,6 +126,55 @@ MARKED_CHATML = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
+# Harmony: the last turn of all ends with another mark, and only it is written with its thinking.
+GPT_OSS = """\
+{%- for m in messages %}
+    {%- if m.role == 'assistant' and m.tool_calls %}
+        {%- set call = m.tool_calls[0].function %}
+        {{- '<|start|>assistant to=functions.' + call.name + '<|channel|>commentary json' }}
+        {{- '<|message|>' + call.arguments | tojson + '<|call|>' }}
+    {%- elif m.role == 'assistant' and loop.last and not add_generation_prompt %}
+        {%- if m.thinking %}
+            {{- '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}
+        {%- endif %}
+        {{- '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|return|>' }}
+    {%- elif m.role == 'assistant' %}
+        {{- '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|end|>' }}
+    {%- elif m.role == 'tool' %}
+        {{- '<|start|>functions.' + m.name + ' to=assistant<|channel|>commentary' }}
+        {{- '<|message|>' + m.content | tojson + '<|end|>' }}
+    {%- else %}
+        {{- '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
+
+# A prompt starts to think, and what is written down holds no thinking.
+DEEPSEEK_R1 = """\
+{{- bos_token }}
+{%- for m in messages %}
+    {%- if m.role == 'system' %}{{ m.content }}
+    {%- elif m.role == 'user' %}{{ '<\uff5cUser\uff5c>' + m.content }}
+    {%- else %}
+        {{- '<\uff5cAssistant\uff5c>' + m.content.split('</think>')[-1] }}
+        {{- '<\uff5cend\u2581of\u2581sentence\uff5c>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<\uff5cAssistant\uff5c><think>\\n' }}{% endif %}"""
+
+# Whoever spoke last, a turn of the assistant's is opened; turns end with the end token.
+COMMAND_R7B = """\
+{{- bos_token }}
+{%- for m in messages %}
+    {{- '<|START_OF_TURN_TOKEN|>' }}
+    {%- if m.role == 'assistant' %}
+        {{- '<|CHATBOT_TOKEN|><|START_RESPONSE|>' + m.content + '<|END_RESPONSE|>' + eos_token }}
+    {%- else %}
+        {{- '<|' + m.role | upper + '_TOKEN|>' + m.content + eos_token }}
+    {%- endif %}
+{%- endfor %}
+{{- '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}"""
+
 # Results of tools are closed once something follows; a prompt is written as if they never were.
 UNCLOSED = """\
 {% for m in messages %}{{ '<' + m.role + '>' + m.content }}\
@@ -137,10 +186,16 @@ ALWAYS_OPEN = """\
 {% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}\
 {{ '<|assistant|>' }}"""
 
-# Prompts think; what is written down does not.
-THINKING_PROMPT = """\
-{% for m in messages %}{{ '<|' + m.role + '|>' + m.content.split('</think>')[-1] + '<|end|>' }}\
-{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|><think>\\n' }}{% endif %}"""
+# Prompts say more than marks; what is written down does not.
+WORDS_IN_PROMPT = """\
+{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|assistant|>Well, ' }}{% endif %}"""
+
+# What is written down says more than prompts, and it is no mark.
+WORDS_IN_TEXT = """\
+{% for m in messages %}{{ '<|' + m.role + '|>' }}{% if m.role == 'assistant' %}{{ 'Well, ' }}\
+{% endif %}{{ m.content + '<|end|>' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|assistant|><think>' }}{% endif %}"""
 
 # The last turn of all goes on after what ends the others.
 LAST_WORDS = """\

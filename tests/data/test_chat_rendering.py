@@ -7,14 +7,18 @@ import keras
 import pytest
 from published_templates import (
     ALWAYS_OPEN,
+    COMMAND_R7B,
+    DEEPSEEK_R1,
+    GPT_OSS,
     LAST_WORDS,
     LLAMA31,
     MARKED_CHATML,
     MISTRAL,
     PHI3,
     QWEN3,
-    THINKING_PROMPT,
     UNCLOSED,
+    WORDS_IN_PROMPT,
+    WORDS_IN_TEXT,
 )
 
 from kerora.data.chat import ChatTemplate
@@ -75,6 +79,8 @@ CASES = [
     *((TALK, source, None) for source in (QWEN3, MISTRAL, PHI3, LLAMA31, MARKED_CHATML)),
     *((WITH_TOOLS, source, TOOLS) for source in (QWEN, QWEN3, MISTRAL, LLAMA31, MARKED_CHATML)),
     (THINKING, QWEN3, None),
+    *((TALK, source, None) for source in (GPT_OSS, DEEPSEEK_R1, COMMAND_R7B)),
+    (WITH_TOOLS, GPT_OSS, TOOLS),
 ]
 
 
@@ -140,6 +146,44 @@ CALL_TEXT = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "é<"}}\n</
                 "Sure.<|eot_id|>",
             ],
         ),
+        (
+            TALK,
+            GPT_OSS,
+            None,
+            [
+                "<|channel|>final<|message|>Hello. <|end|>",
+                "<|channel|>final<|message|> Über\n<|return|>",
+            ],
+        ),
+        (
+            WITH_TOOLS,
+            GPT_OSS,
+            TOOLS,
+            [
+                ' to=functions.add<|channel|>commentary json<|message|>{"a": 1, "b": "é<"}<|call|>',
+                "<|channel|>final<|message|>It is 2.<|end|>",
+                "<|channel|>final<|message|>Sure.<|return|>",
+            ],
+        ),
+        (
+            [*THINKING[:3], {"role": "assistant", "content": "4", "thinking": "Harder."}],
+            GPT_OSS,
+            None,
+            [
+                "<|channel|>final<|message|>2<|end|>",
+                "<|channel|>analysis<|message|>Harder.<|end|>"
+                "<|start|>assistant<|channel|>final<|message|>4<|return|>",
+            ],
+        ),
+        (
+            TALK,
+            COMMAND_R7B,
+            None,
+            [
+                "<|START_RESPONSE|>Hello. <|END_RESPONSE|></s>",
+                "<|START_RESPONSE|> Über\n<|END_RESPONSE|></s>",
+            ],
+        ),
         (THINKING, QWEN3, None, ["2<|im_end|>", "<think>\nHarder.\n</think>\n\n4<|im_end|>"]),
     ],
 )
@@ -147,7 +191,21 @@ def test_the_assistants_turns_are_found_without_markers(talk, source, tools, ans
     assert learned(talk, source, tools) == answers
 
 
-@pytest.mark.parametrize("source", [UNCLOSED, ALWAYS_OPEN, THINKING_PROMPT, LAST_WORDS])
+def test_answers_that_a_prompt_would_think_before_are_learned_as_written():
+    with pytest.warns(UserWarning, match=r"ends prompts with '<think>\\n'"):
+        found = learned(THINKING, DEEPSEEK_R1)
+    assert found == [
+        "2<\uff5cend\u2581of\u2581sentence\uff5c>",
+        "\n\n4<\uff5cend\u2581of\u2581sentence\uff5c>",
+    ]
+    with pytest.warns(UserWarning):
+        found = learned(TALK, DEEPSEEK_R1)
+    assert [text[:8] for text in found] == ["Hello. <", " Über\n<\uff5c"]
+
+
+@pytest.mark.parametrize(
+    "source", [UNCLOSED, ALWAYS_OPEN, WORDS_IN_PROMPT, WORDS_IN_TEXT, LAST_WORDS]
+)
 def test_turns_that_cannot_be_told_apart_are_an_error(source):
     with pytest.raises(RowProblem, match=r"inconsistent.*model\.chat_template"):
         learned(TALK, source)
@@ -166,6 +224,8 @@ def test_an_answer_may_repeat_anything_that_was_said(text):
         (MISTRAL, "", "</s>"),
         (PHI3, "", "<|end|>"),
         (CHATML, "", "<|im_end|>"),
+        (GPT_OSS, "<|channel|>final<|message|>", "<|end|>"),
+        (COMMAND_R7B, "<|START_RESPONSE|>", "<|END_RESPONSE|></s>"),
     ):
         assert learned(talk, source)[0] == start + text.lstrip("\n") + end
 
