@@ -29,8 +29,8 @@ from kerora.models.errors import ModelSourceError, told_of_source
 from kerora.models.gguf_model import as_huggingface_folder, gguf_chat_template, is_gguf
 from kerora.models.huggingface_configs import complete_config
 from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
-from kerora.models.huggingface_folder import all_places
-from kerora.models.huggingface_tokenizer import mend_tokenizer
+from kerora.models.huggingface_folder import TEMPLATE_FILE, all_places
+from kerora.models.huggingface_tokenizer import mend_tokenizer, mistral_preprocessor
 from kerora.models.preset_folder import preset_checked
 from kerora.models.weight_limit import weights_limited
 
@@ -66,18 +66,26 @@ def load_task(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models
     model.generate("The cat", max_length=20)
     ```
     """
+    return load_task_and_template(source, **kwargs)[0]
+
+
+def load_task_and_template(
+    source: str | os.PathLike[str], **kwargs: Any
+) -> tuple[keras_hub.models.CausalLM, str | None]:
+    """What `load_task` and `chat_template` give, from one reading of the source."""
     with _file_systems(source):
         name = resolve_source(source)
         if is_gguf(name):
             with_tokenizer = "preprocessor" not in kwargs
             with as_huggingface_folder(name, with_tokenizer=with_tokenizer) as (folder, tensors):
-                return _load_huggingface(folder, tensors=tensors, **kwargs)
+                task = _load_huggingface(folder, tensors=tensors, **kwargs)
+                return task, _own_template(folder)
         if _is_huggingface(name):
-            return _load_huggingface(name, **kwargs)
+            return _load_huggingface(name, **kwargs), _own_template(name)
         with _preset(name, kwargs):
             task = keras_hub.models.CausalLM.from_preset(name, **kwargs)
         _check_preprocessor(task.preprocessor, name)
-        return task
+        return task, None
 
 
 def _check_preprocessor(preprocessor: Any, name: str) -> None:
@@ -235,9 +243,13 @@ def _load_huggingface(
             f"'{name}' holds no tokenizer (tokenizer.json or tokenizer.model). Pass "
             "`preprocessor=None` to load the model alone."
         )
+    given = dict(kwargs)
     # The tokenizer is mended below, and its tables for TensorFlow would be those of another.
     with tensorflow_stood_in_for("lookup"):
-        task = causal_lm(name, config, backbone, **kwargs)
+        if config["model_type"] == "mistral" and "preprocessor" not in kwargs:
+            tekken = mistral_preprocessor(name)
+            given |= {} if tekken is None else {"preprocessor": tekken}
+        task = causal_lm(name, config, backbone, **given)
     if "preprocessor" not in kwargs:
         mend_tokenizer(task.preprocessor.tokenizer, name)
     return task
@@ -270,7 +282,7 @@ def _own_template(name: str) -> str | None:
         return gguf_chat_template(name)
     if not _is_huggingface(name):
         return None
-    if (path := preset_file(name, "chat_template.jinja")) is not None:
+    if (path := preset_file(name, TEMPLATE_FILE)) is not None:
         return read_text(path, ModelSourceError)
     if (path := preset_file(name, "tokenizer_config.json")) is None:
         return None
