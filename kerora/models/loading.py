@@ -202,7 +202,39 @@ def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.mo
         return _load_huggingface_backbone(name, config, **kwargs)
 
 
+def load_empty_backbone(
+    source: str | os.PathLike[str], dtype: Any = None
+) -> keras_hub.models.Backbone:
+    """The backbone of a Hugging Face folder or a KerasHub preset, its matrices zero.
+
+    Args:
+        source: As for `load_task`, but a GGUF file.
+        dtype: Of the weights.
+
+    Raises:
+        ModelSourceError: If there is no such model, or KerasHub's layers cannot compute what it
+            computes.
+    """
+    with _file_systems(source):
+        name = resolve_source(source)
+        if _is_huggingface(name):
+            return _empty_huggingface_backbone(name, _checked_config(name), dtype)
+        with matrices_left_empty(), _preset(name, {}):
+            return keras_hub.models.Backbone.from_preset(name, load_weights=False, dtype=dtype)
+
+
 def _load_huggingface_backbone(
+    name: str,
+    config: dict[str, Any],
+    dtype: Any = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
+) -> keras_hub.models.Backbone:
+    backbone = _empty_huggingface_backbone(name, config, dtype, tensors)
+    load_weights(backbone, name, config, tensors)
+    return backbone
+
+
+def _empty_huggingface_backbone(
     name: str,
     config: dict[str, Any],
     dtype: Any = None,
@@ -215,7 +247,6 @@ def _load_huggingface_backbone(
         with matrices_left_empty(), limit:
             backbone = empty_backbone(name, config, dtype=dtype, **constructor_arguments(config))
         mend_layers(backbone, config)
-    load_weights(backbone, name, config, tensors)
     return backbone
 
 
