@@ -11,7 +11,7 @@ import keras
 from kerora.adapters import LoraConfig, add_adapter
 from kerora.data import Batches, RowProblem, open_source
 from kerora.models.bundled import BUNDLED_NAMES, bundled_path
-from kerora.models.loading import chat_template, load_task
+from kerora.models.loading import load_task_and_template
 from kerora.recipe import DataRecipe, ModelRecipe, Recipe
 from kerora.task import Task, adapt
 from kerora.training.fit_data import DataOptions, text_batches
@@ -89,13 +89,13 @@ def load_model(recipe: ModelRecipe, *, full: bool = False) -> Task:
     dtype: str = recipe.dtype
     if dtype == "auto":
         dtype = "float32" if full or _on_cpu() else "bfloat16"
-    model = load_task(recipe.source, dtype=dtype)
+    model, template = load_task_and_template(recipe.source, dtype=dtype)
     if recipe.weights == "random":
         backbone = type(model.backbone).from_config(model.backbone.get_config())
         model = type(model)(backbone=backbone, preprocessor=model.preprocessor)
     task = adapt(model)
     task.source = recipe.source
-    task.chat_template = recipe.chat_template or chat_template(recipe.source)
+    task.chat_template = recipe.chat_template or template
     if recipe.quantize != "none":
         task.quantize(recipe.quantize)
     return task

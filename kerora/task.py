@@ -26,7 +26,8 @@ from kerora.data.chat_templates import read_chat_template
 from kerora.default_learning_rates import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE
 from kerora.interchange import load_adapter, save_adapter
 from kerora.interchange.keras_lora import has_keras_lora, take_over_keras_lora
-from kerora.models.loading import CHAT_TEMPLATE_FILE, chat_template, load_task
+from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE
+from kerora.models.loading import load_task_and_template
 from kerora.training.fit_data import DataOptions, text_batches, warn_of_lost_rows
 from kerora.training.losses import TokenLoss, check_text_loss
 from kerora.training.rematerialisation import rematerialise_by_default
@@ -57,10 +58,11 @@ def from_preset(source: str | os.PathLike[str], **kwargs: Any) -> Task:
     model.fit([{"instruction": "Say hello.", "response": "Hello."}])
     ```
     """
-    task = adapt(load_task(source, **kwargs))
+    model, template = load_task_and_template(source, **kwargs)
+    task = adapt(model)
     release_freed_memory()
     task.source = os.fspath(source)
-    task.chat_template = chat_template(source)
+    task.chat_template = template
     return task
 
 

@@ -50,7 +50,12 @@ class _Host(keras.layers.Layer):
         )
 
     def _call_adapted(self, base_call, inputs, *args, **kwargs):
-        raise NotImplementedError
+        """The layer's output with its active adapters, which each kind of layer computes its way.
+
+        A layer becomes a host by a change of its class and is never made as one, so `abc.ABC`
+        would not tell of a kind that lacks it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it calls its adapters.")
 
     def call(self, *args, **kwargs):
         return self._call_adapted(super().call, *args, **kwargs)

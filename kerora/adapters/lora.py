@@ -62,8 +62,11 @@ class LoraAdapter(keras.layers.Layer):
         return math.prod(self.kernel_a.shape) + math.prod(self.kernel_b.shape)
 
     def delta(self):
-        """The tensor `A·B · alpha / rank` in the layout of the adapted kernel."""
-        raise NotImplementedError
+        """The tensor `A·B · alpha / rank` in the layout of the adapted kernel.
+
+        Which product that is depends on the kernel, so only subclasses have it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what it adds to a kernel.")
 
 
 class LinearLora(LoraAdapter):

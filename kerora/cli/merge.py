@@ -14,7 +14,9 @@ def merge(
     base: Annotated[
         Path, typer.Argument(help="A Hugging Face folder, a KerasHub preset folder, or tiny_gemma.")
     ],
-    adapter: Annotated[Path, typer.Option(help="A folder that kerora or PEFT saved.")],
+    adapter: Annotated[
+        Path, typer.Option(help="A folder that kerora or PEFT saved, or KerasHub's .lora.h5.")
+    ],
     out: Annotated[Path, typer.Option(help="Where to write: a folder that does not exist yet.")],
     force: Annotated[
         bool, typer.Option("--force", help="Merge into a base that it was not trained on.")

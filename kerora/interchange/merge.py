@@ -9,12 +9,13 @@ from pathlib import Path
 from kerora.interchange.atomic_folder import remove_abandoned, replaced_folder
 from kerora.interchange.contents import AdapterContents, inspect_adapter
 from kerora.interchange.merge_huggingface import HuggingFaceMerge, Progress, copy_other_files
+from kerora.interchange.merge_keras_lora import as_adapter_folder
 from kerora.interchange.merge_preset import PresetMerge
 from kerora.interchange.peft import adapter_chat_template
 from kerora.json_file import read_json_object
 from kerora.models.errors import ModelSourceError
-from kerora.models.huggingface_folder import check_inside
-from kerora.models.loading import BUNDLED, CHAT_TEMPLATE_FILE, chat_template
+from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE, check_inside
+from kerora.models.loading import BUNDLED, chat_template
 
 
 def merge_folder(
@@ -37,7 +38,9 @@ def merge_folder(
     Args:
         base: A Hugging Face folder (config.json and safetensors) of any family, also one that
             KerasHub does not have; a KerasHub preset folder; or `"tiny_gemma"`.
-        adapter: A folder that `save_adapter` or PEFT wrote.
+        adapter: A folder that `save_adapter` or PEFT wrote; or the `.lora.h5` file of KerasHub's
+            `save_lora_weights`, for a base that kerora can build (it does so once, with zeros, to
+            learn which layer is which; the file names no base and holds no biases).
         output: Where to write: a folder that does not exist, or is empty.
         force: Merge into a base that the adapter was not trained on.
         progress: Called with the name of the tensor at work, the bytes done, and their total.
@@ -60,22 +63,29 @@ def merge_folder(
     """
     source = _base_folder(base)
     place = _check_output(source, Path(output))
-    contents = inspect_adapter(adapter)
-    merge = _read_merge(source, contents, force)
-    template = adapter_chat_template(contents)
+    # What KerasHub saves names no base, so there is none to compare.
+    force = force or Path(adapter).is_file()
+    with as_adapter_folder(source, Path(adapter)) as folder:
+        contents = inspect_adapter(folder)
+        merge = _read_merge(source, contents, force)
+        template = adapter_chat_template(contents)
+        _check_room(place, merge.size)
+        with replaced_folder(place) as new:
+            copy_other_files(source, new, check_inside)
+            if template is not None and template != chat_template(source):
+                (new / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
+            merge.write(new, progress or (lambda name, done, total: None))
+    return len(merge.changes)
+
+
+def _check_room(place: Path, size: int) -> None:
     remove_abandoned(place.absolute())
     free = shutil.disk_usage(_existing_parent(place)).free
-    if free < merge.size:
+    if free < size:
         raise OSError(
-            f"The merged model takes {merge.size / 1e9:.1f} GB, and the disk of '{output}' has "
+            f"The merged model takes {size / 1e9:.1f} GB, and the disk of '{place}' has "
             f"{free / 1e9:.1f} GB left."
         )
-    with replaced_folder(place) as new:
-        copy_other_files(source, new, check_inside)
-        if template is not None and template != chat_template(source):
-            (new / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
-        merge.write(new, progress or (lambda name, done, total: None))
-    return len(merge.changes)
 
 
 def _base_folder(base: str | os.PathLike[str]) -> Path:

@@ -39,7 +39,7 @@ from kerora.interchange.other_heads import check_loadable, named_as_in_file, wit
 from kerora.interchange.peft_config import PeftConfig, most_common, write_config
 from kerora.interchange.tensor_file import write_tensors
 from kerora.models.huggingface_esm import TokenDropout
-from kerora.models.loading import CHAT_TEMPLATE_FILE
+from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE
 
 _ROUTER = r"\.(mlp\.gate|mlp\.router|block_sparse_moe\.gate)$"
 

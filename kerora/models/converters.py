@@ -250,7 +250,7 @@ def load_weights(
         def stand_in(self, key: str) -> np.ndarray:
             for ending, old in _OLD_NAMES.items():
                 if key.endswith(ending):
-                    with contextlib.suppress(SafetensorError, KeyError):
+                    with contextlib.suppress(KeyError):
                         return self.stored(key.removesuffix(ending) + old)
             # A language model alone is stored without the name that it has inside one that sees.
             if key.startswith(_INNER):

@@ -14,6 +14,7 @@ from kerora.models.gguf_config import huggingface_config
 from kerora.models.gguf_file import GGUFFile
 from kerora.models.gguf_tensors import GGUFTensors
 from kerora.models.gguf_tokenizer import read_vocabulary, write_tokenizer
+from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE
 
 
 def is_gguf(name: str) -> bool:
@@ -26,6 +27,8 @@ def as_huggingface_folder(
     path: str | os.PathLike[str], *, with_tokenizer: bool
 ) -> Iterator[tuple[str, GGUFTensors]]:
     """A temporary Hugging Face folder without weights, and the weights beside it.
+
+    It holds the configuration, the tokenizer and the chat template, all from one reading.
 
     Args:
         path: A GGUF file.
@@ -48,6 +51,8 @@ def as_huggingface_folder(
             write_tokenizer(
                 read_vocabulary(file, config["vocab_size"]), config["model_type"], folder
             )
+        if (template := _chat_template(file)) is not None:
+            (folder / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
         try:
             yield name, tensors
         except ModelSourceError as error:
@@ -60,5 +65,9 @@ def gguf_chat_template(path: str | os.PathLike[str]) -> str | None:
     Raises:
         ModelSourceError: If the file is damaged.
     """
-    template = GGUFFile(path).fields.get("tokenizer.chat_template")
+    return _chat_template(GGUFFile(path))
+
+
+def _chat_template(file: GGUFFile) -> str | None:
+    template = file.fields.get("tokenizer.chat_template")
     return template if isinstance(template, str) else None

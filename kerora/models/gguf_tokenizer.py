@@ -124,7 +124,7 @@ def write_tokenizer(vocabulary: Vocabulary, family: str, folder: Path) -> None:
         ModelSourceError: If the family's tokenizer cannot hold this vocabulary.
     """
     is_sentencepiece = vocabulary.model == "llama"
-    if family == "mistral" or family.startswith("gemma"):
+    if family.startswith("gemma") or (family == "mistral" and is_sentencepiece):
         if not is_sentencepiece:
             raise vocabulary.file.error(
                 f"KerasHub's tokenizer for '{family}' takes a SentencePiece vocabulary, and this "
@@ -134,10 +134,19 @@ def write_tokenizer(vocabulary: Vocabulary, family: str, folder: Path) -> None:
     else:
         if family == "llama" and not {"bos_token", "eos_token"} <= set(vocabulary.special):
             raise vocabulary.file.error("it names no start token or no end token")
+        if family == "mistral" and _bounds(vocabulary) != ("<s>", "</s>"):
+            raise vocabulary.file.error(
+                "KerasHub's byte-level tokenizer for Mistral starts a text with '<s>' and ends it "
+                f"with '</s>', and this file with {_bounds(vocabulary)}"
+            )
         build = _sentencepiece_as_bpe if is_sentencepiece else _byte_level_bpe
         build(vocabulary).save(str(folder / "tokenizer.json"))
     fields = {"bos_token": None, "eos_token": None} | vocabulary.special
     (folder / "tokenizer_config.json").write_text(json.dumps(fields), encoding="utf-8")
+
+
+def _bounds(vocabulary: Vocabulary) -> tuple[str | None, str | None]:
+    return vocabulary.special.get("bos_token"), vocabulary.special.get("eos_token")
 
 
 def _list_of(

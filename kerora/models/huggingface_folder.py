@@ -22,6 +22,7 @@ from kerora.models.errors import ModelSourceError
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 _TYPES: dict[str, Any] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),

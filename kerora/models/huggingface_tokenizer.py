@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras_hub
 import tokenizers
 
+from kerora.json_file import read_json_object
 from kerora.models.converters import preset_file
-from kerora.models.errors import ModelSourceError
+from kerora.models.errors import ModelSourceError, told_of_source
+
+_KERAS_HUB_READS = ("tokenizer.model", "tekken.json")
 
 
 def mend_tokenizer(tokenizer: Any, source: str) -> None:
@@ -32,16 +36,54 @@ def mend_tokenizer(tokenizer: Any, source: str) -> None:
     path = preset_file(source, "tokenizer.json")
     if path is None or getattr(tokenizer, "_tokenizer", None) is None:
         return
-    try:
+    with told_of_source(f"'{path}' cannot be read as a tokenizer"):
         own = tokenizers.Tokenizer.from_file(path)
-    except Exception as error:  # The library raises bare `Exception`s.
-        raise ModelSourceError(f"'{path}' cannot be read as a tokenizer: {error}") from error
     own.post_processor = tokenizers.processors.Sequence([])
     own.no_truncation()
     own.no_padding()
     tokenizer._tokenizer = own
     tokenizer.cache = None  # KerasHub makes its tables for TensorFlow when there is none
     tokenizer._set_vocabulary_and_merges_tf = _refuse_tensorflow
+
+
+def mistral_preprocessor(source: str) -> keras_hub.models.MistralCausalLMPreprocessor | None:
+    """The preprocessor of a Mistral with a byte-level tokenizer (Tekken), from tokenizer.json.
+
+    KerasHub has that tokenizer, and fills it by way of a package of Mistral's from `tekken.json`.
+
+    Args:
+        source: A Hugging Face folder or handle of a Mistral.
+
+    Returns:
+        None where `tokenizer.json` is missing, or `tokenizer.model` or `tekken.json` is there.
+
+    Raises:
+        ModelSourceError: If `tokenizer.json` cannot be read, or lacks tokens that KerasHub needs.
+    """
+    path = preset_file(source, "tokenizer.json")
+    if path is None or any(preset_file(source, name) for name in _KERAS_HUB_READS):
+        return None
+    with told_of_source(f"'{path}' cannot be read as a tokenizer of Mistral's"):
+        fields = read_json_object(path, ModelSourceError)
+        if fields["model"].get("byte_fallback"):
+            raise ModelSourceError(
+                f"'{path}' is a SentencePiece vocabulary as BPE, which KerasHub's tokenizer for "
+                "Mistral reads from `tokenizer.model` alone. Fetch that file too."
+            )
+        merges = fields["model"]["merges"]
+        tokenizer = keras_hub.tokenizers.MistralTekkenTokenizer(
+            vocabulary=tokenizers.Tokenizer.from_file(path).get_vocab(with_added_tokens=True),
+            merges=[merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
+            split_pattern=_pattern(fields["pre_tokenizer"]),
+        )
+        return keras_hub.models.MistralCausalLMPreprocessor(tokenizer)
+
+
+def _pattern(step: dict[str, Any]) -> str:
+    for part in step.get("pretokenizers", [step]):
+        if part["type"] == "Split":
+            return part["pattern"]["Regex"]
+    raise ModelSourceError("it splits text into words by no pattern")
 
 
 def _refuse_tensorflow(*_: Any) -> None:

@@ -29,8 +29,8 @@ from kerora.models.errors import ModelSourceError, told_of_source
 from kerora.models.gguf_model import as_huggingface_folder, gguf_chat_template, is_gguf
 from kerora.models.huggingface_configs import complete_config
 from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
-from kerora.models.huggingface_folder import all_places
-from kerora.models.huggingface_tokenizer import mend_tokenizer
+from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE, all_places
+from kerora.models.huggingface_tokenizer import mend_tokenizer, mistral_preprocessor
 from kerora.models.preset_folder import preset_checked
 from kerora.models.weight_limit import weights_limited
 
@@ -38,7 +38,6 @@ CHECKED_BACKBONES = (
     *("bert", "roberta", "xlm-roberta", "albert", "distilbert", "esm"),
     *("bart", "t5gemma"),
 )
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
 _UNCHECKED_TASKS = ("gemma3n", "paligemma", "blip-2")
 BUNDLED = {"tiny_gemma": Path(__file__).parent / "tiny_gemma"}
 
@@ -72,18 +71,26 @@ def load_task(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models
     model.generate("The cat", max_length=20)
     ```
     """
+    return load_task_and_template(source, **kwargs)[0]
+
+
+def load_task_and_template(
+    source: str | os.PathLike[str], **kwargs: Any
+) -> tuple[keras_hub.models.CausalLM, str | None]:
+    """What `load_task` and `chat_template` give, from one reading of the source."""
     with _file_systems(source):
         name = resolve_source(source)
         if is_gguf(name):
             with_tokenizer = "preprocessor" not in kwargs
             with as_huggingface_folder(name, with_tokenizer=with_tokenizer) as (folder, tensors):
-                return _load_huggingface(folder, tensors=tensors, **kwargs)
+                task = _load_huggingface(folder, tensors=tensors, **kwargs)
+                return task, _own_template(folder)
         if _is_huggingface(name):
-            return _load_huggingface(name, **kwargs)
+            return _load_huggingface(name, **kwargs), _own_template(name)
         with _preset(name, kwargs):
             task = keras_hub.models.CausalLM.from_preset(name, **kwargs)
         _check_preprocessor(task.preprocessor, name)
-        return task
+        return task, _own_template(name)
 
 
 def _check_preprocessor(preprocessor: Any, name: str) -> None:
@@ -200,7 +207,39 @@ def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.mo
         return _load_huggingface_backbone(name, config, **kwargs)
 
 
+def load_empty_backbone(
+    source: str | os.PathLike[str], dtype: Any = None
+) -> keras_hub.models.Backbone:
+    """The backbone of a Hugging Face folder or a KerasHub preset, its matrices zero.
+
+    Args:
+        source: As for `load_task`, but a GGUF file.
+        dtype: Of the weights.
+
+    Raises:
+        ModelSourceError: If there is no such model, or KerasHub's layers cannot compute what it
+            computes.
+    """
+    with _file_systems(source):
+        name = resolve_source(source)
+        if _is_huggingface(name):
+            return _empty_huggingface_backbone(name, _checked_config(name), dtype)
+        with matrices_left_empty(), _preset(name, {}):
+            return keras_hub.models.Backbone.from_preset(name, load_weights=False, dtype=dtype)
+
+
 def _load_huggingface_backbone(
+    name: str,
+    config: dict[str, Any],
+    dtype: Any = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
+) -> keras_hub.models.Backbone:
+    backbone = _empty_huggingface_backbone(name, config, dtype, tensors)
+    load_weights(backbone, name, config, tensors)
+    return backbone
+
+
+def _empty_huggingface_backbone(
     name: str,
     config: dict[str, Any],
     dtype: Any = None,
@@ -214,7 +253,6 @@ def _load_huggingface_backbone(
             backbone = empty_backbone(name, config, dtype=dtype, **constructor_arguments(config))
         mend_layers(backbone, config)
     backbone.language_model_of = config.get("language_model_of")
-    load_weights(backbone, name, config, tensors)
     return backbone
 
 
@@ -248,9 +286,13 @@ def _load_huggingface(
             f"'{name}' holds no tokenizer (tokenizer.json or tokenizer.model). Pass "
             "`preprocessor=None` to load the model alone."
         )
+    given = dict(kwargs)
     # The tokenizer is mended below, and its tables for TensorFlow would be those of another.
     with tensorflow_stood_in_for("lookup"):
-        task = causal_lm(name, config, backbone, **kwargs)
+        if config["model_type"] == "mistral" and "preprocessor" not in kwargs:
+            tekken = mistral_preprocessor(name)
+            given |= {} if tekken is None else {"preprocessor": tekken}
+        task = causal_lm(name, config, backbone, **given)
     if "preprocessor" not in kwargs:
         mend_tokenizer(task.preprocessor.tokenizer, name)
     return task

@@ -150,3 +150,17 @@ def test_an_architecture_that_is_not_read_is_named(tmp_path):
     assert GGUFFile(tmp_path / "model.gguf").fields["general.architecture"] == "mamba"
     with pytest.raises(ModelSourceError, match=r"'mamba'; read are llama, gemma"):
         load_task(tmp_path / "model.gguf")
+
+
+def test_a_file_is_read_once(tmp_path, monkeypatch):
+    path = tmp_path / "model.gguf"
+    tiny_gguf("llama", path, vocabulary={"chat_template": "{{ messages }}"})
+    read, opened = GGUFFile.__init__, []
+
+    def counting(self, name):
+        opened.append(str(name))
+        read(self, name)
+
+    monkeypatch.setattr(GGUFFile, "__init__", counting)
+    assert kerora.from_preset(path, preprocessor=None).chat_template == "{{ messages }}"
+    assert opened == [str(path)]

@@ -82,19 +82,30 @@ def llama3_pattern():
     return inspect.signature(TikTokenConverter.__init__).parameters["pattern"].default
 
 
+def tekken_pattern():
+    # As Mistral's own `tekken.json` says it, `config.pattern`.
+    return (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+        r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "split", "pattern", "special"),
     [
         ("llama", "llama-bpe", llama3_pattern, ["<|begin_of_text|>", "<|end_of_text|>"]),
         ("llama", "gpt-2", lambda: None, ["<s>", "</s>"]),
         ("qwen2", "qwen2", qwen_pattern, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]),
+        ("mistral", "tekken", tekken_pattern, ["<s>", "</s>", "[INST]"]),
         ("qwen3", "qwen2", qwen_pattern, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]),
     ],
 )
 def test_byte_level_ids(name, split, pattern, special, tmp_path):
     if split == "llama-bpe":
         special = [*special, "<|eot_id|>"]
-    reference, vocabulary = byte_level(pattern(), special, ignore_merges=split == "llama-bpe")
+    whole_words = split in ("llama-bpe", "tekken")
+    reference, vocabulary = byte_level(pattern(), special, ignore_merges=whole_words)
     if split == "qwen2":
         reference.normalizer = normalizers.NFC()
     vocabulary["ggml.pre"] = split

@@ -28,9 +28,12 @@ class StepCallback(keras.callbacks.Callback):
         self.step = start_step
         self._epoch_start = start_step
         self._boundary = start_step
+        self.held_by: StepCallbacks | None = None
 
     def catch_up(self) -> None:
         """Wait until `after_step` was called for every step so far; see `StepCallbacks`."""
+        if self.held_by is not None:
+            self.held_by.catch_up()
 
     def after_step(self, step: int, logs: dict[str, Any]) -> None:
         """`logs` are those of step `step`, counted from 1."""
@@ -79,7 +82,7 @@ class StepCallbacks(keras.callbacks.CallbackList):
         super().__init__(callbacks, add_history=True, model=model)
         for callback in self.callbacks:
             if isinstance(callback, StepCallback):
-                callback.catch_up = self.catch_up  # type: ignore[method-assign]
+                callback.held_by = self
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         # Copied, since a metric may hand out the very buffer that the next step overwrites.
