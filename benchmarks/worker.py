@@ -46,7 +46,7 @@ class Settings:
     train_on_response: bool = False
     dtype: str = "float32"
     batch_size: int | None = None
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     seed: int = 0
     compiled: bool = False
 

@@ -19,7 +19,6 @@ from kerora.models.converters import (
     causal_lm,
     converter_of_type,
     empty_backbone,
-    load_weights,
     matrices_left_empty,
     preset_file,
     read_config,
@@ -33,6 +32,7 @@ from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE, all_places
 from kerora.models.huggingface_tokenizer import mend_tokenizer, mistral_preprocessor
 from kerora.models.preset_folder import preset_checked
 from kerora.models.weight_limit import weights_limited
+from kerora.models.weight_loading import load_weights
 
 CHECKED_BACKBONES = (
     *("bert", "roberta", "xlm-roberta", "albert", "distilbert", "esm"),
