@@ -32,6 +32,7 @@ _SIZES = (
 # Lengths of text need no tensor.
 _LENGTHS = ("max_position_embeddings", "sliding_window", "original_max_position_embeddings")
 _LONGEST = 2**40
+_LONGEST_NAME = 100
 _MAY_BE_ZERO = (
     *("sliding_window", "num_kv_shared_layers", "hidden_size_per_layer_input"),
     *("moe_intermediate_size", "shared_expert_intermediate_size", "num_experts"),
@@ -92,7 +93,8 @@ class _Check:
                 words = isinstance(value, list) and all(isinstance(word, str) for word in value)
                 self._expect(full, value, words, "a list of texts")
             elif name == "model_type":
-                self._expect(full, value, isinstance(value, str), "a text")
+                fine = isinstance(value, str) and len(value) <= _LONGEST_NAME
+                self._expect(full, value, fine, f"a text of up to {_LONGEST_NAME} characters")
             elif name in _SWITCHES:
                 self._expect(full, value, isinstance(value, bool), "true or false")
             elif name in self._most:

@@ -92,6 +92,7 @@ def test_presets(preset, tmp_path):
         ({"vocab_size": 20_000, "hidden_size": 20_000, "head_dim": None}, "more values than"),
         ({"hidden_size": 64, "head_dim": 16}, "does not fit"),
         ({"model_type": "mamba9"}, "mamba9"),
+        ({"model_type": "x" * 100_000}, "`model_type` must be a text"),
         ({"architectures": 3}, "`architectures` must be"),
     ],
 )
