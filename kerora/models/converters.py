@@ -266,7 +266,7 @@ def load_weights(
             except (ValueError, TypeError, IndexError) as error:
                 raise ModelSourceError(
                     f"The tensor '{hf_weight_key}' of '{source}' has the shape {stored.shape}, "
-                    f"which does not fit what its config.json makes it: {error}"
+                    f"which does not fit what its config.json makes it: {str(error)[:300]}"
                 ) from error
 
     jax_memory_cleanup(backbone)
