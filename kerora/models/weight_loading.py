@@ -128,7 +128,7 @@ class TensorLoader(SafetensorLoader):
         except (ValueError, TypeError, IndexError) as error:
             raise ModelSourceError(
                 f"The tensor '{hf_weight_key}' of '{self.source}' has the shape {found.shape}, "
-                f"which does not fit what its config.json makes it: {error}"
+                f"which does not fit what its config.json makes it: {str(error)[:300]}"
             ) from error
 
     def _stored(self, key: str) -> np.ndarray:
