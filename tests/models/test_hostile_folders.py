@@ -30,8 +30,8 @@ def huggingface(tmp_path_factory):
     folder = tmp_path_factory.mktemp("huggingface") / "model"
     model = tiny_transformers("llama31_tied", folder, vocab_size=260, num_hidden_layers=1)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {token: index for index, token in enumerate([*alphabet, "<s>", "</s>"])}
-    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+    words = {token: index for index, token in enumerate([*alphabet, "<s>", "</s>", "ab"])}
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[("a", "b")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens(["<s>", "</s>"])
     tokenizer.save(str(folder / "tokenizer.json"))
