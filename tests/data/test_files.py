@@ -65,7 +65,7 @@ def gzipped(write):
         write(path, rows)
         data = path.read_bytes()
         # Two members, as files that were joined or written in parallel have them.
-        path.write_bytes(gzip.compress(data[:50]) + gzip.compress(data[50:]))
+        path.write_bytes(gzip.compress(data[:50], mtime=0) + gzip.compress(data[50:]))
 
     return write_packed
 
@@ -185,9 +185,13 @@ def test_what_is_no_data_is_refused(data, message, tmp_path, monkeypatch):
         ("a.parquet", b"not parquet", "no readable Parquet"),
         ("a.arrow", b"not arrow", "no readable Arrow"),
         ("a.jsonl.gz", b"{}", r"a\.jsonl\.gz cannot be unpacked as gzip"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99)[:-12], "cannot be unpacked as gzip"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "a"}' * 99, mtime=0)[:-12],
+            "cannot be unpacked as gzip",
+        ),
         ("a.jsonl.zst", b"{}", "cannot be unpacked as zstd"),
-        ("a.csv.gz", gzip.compress(b""), r"a\.csv\.gz is empty"),
+        ("a.csv.gz", gzip.compress(b"", mtime=0), r"a\.csv\.gz is empty"),
         ("a.xlsx.gz", b"x", r"\.jsonl, .*\.jsonl\.gz"),
         ("a.csv", b"", "is empty"),
         ("a.jsonl", b"\n\n", "no rows"),
@@ -220,7 +224,7 @@ def test_the_index_of_a_large_file_takes_eight_bytes_a_row(tmp_path):
 
 def test_compressed_text_is_found_by_globs_and_known_by_its_name(tmp_path):
     for name in ("a.txt.gz", "b.txt.gz"):
-        (tmp_path / name).write_bytes(gzip.compress(b"one\n\ntwo"))
+        (tmp_path / name).write_bytes(gzip.compress(b"one\n\ntwo", mtime=0))
     source = open_source([str(tmp_path / "*.txt.gz")])
     assert [source[i] for i in range(len(source))] == ["one", "two"] * 2
     assert source.where(3) == f"{tmp_path / 'b.txt.gz'}:3"
