@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any, Literal
@@ -380,6 +381,9 @@ class Task(StepModel, AdaptedModel):
     def save_to_preset(self, preset_dir: Any, **kwargs: Any) -> None:
         """Write a KerasHub preset that KerasHub itself loads, with or without kerora.
 
+        Warns where the model was loaded from a Hugging Face folder with values that KerasHub's
+        configuration of it has no place for.
+
         Raises:
             AdapterError: If the model holds adapters, which a preset has no place for.
         """
@@ -388,6 +392,13 @@ class Task(StepModel, AdaptedModel):
                 "A KerasHub preset holds a base alone, and this model holds adapters: "
                 f"{list(adapter_configs(self))}. Merge them first (`kerora.merge_adapter`), or "
                 "keep them with `save_adapter`."
+            )
+        if names := getattr(self.backbone, "set_on_its_layers", ()):
+            warnings.warn(
+                f"A KerasHub preset has no place for {', '.join(names)} as this model's Hugging "
+                "Face folder has them: loaded from the preset, it gives other answers. Save an "
+                "adapter instead, and `kerora merge` it into that folder.",
+                stacklevel=2,
             )
         with as_own_class(self), as_own_class(self.backbone):
             self.save_to_preset(preset_dir, **kwargs)

@@ -108,6 +108,9 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
 def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
     """Set on a backbone's layers what its constructor does not take.
 
+    The names of the attributes that this changed are the backbone's `set_on_its_layers`: what
+    KerasHub rebuilds from the backbone's own configuration has other values there.
+
     Args:
         backbone: A backbone that was built for `config`.
         config: The `config.json` of a Hugging Face folder.
@@ -124,7 +127,7 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
         field, default = _LAYER_NORM_EPSILON[family]
         for layer, _ in sublayers(backbone):
             if isinstance(layer, keras.layers.LayerNormalization):
-                layer.epsilon = text.get(field, default)
+                _set(backbone, layer, "epsilon", text.get(field, default))
     if family == "bert" and text.get("hidden_act", "gelu") == "gelu":
         for layer, _ in sublayers(backbone):
             if layer.name == "feedforward_intermediate_dense":
@@ -137,12 +140,21 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
     for index, block in enumerate(backbone.transformer_layers):
         for layer, _ in sublayers(block):
             if hasattr(layer, "epsilon"):
-                layer.epsilon = text.get("rms_norm_eps", 1e-6)
+                _set(backbone, layer, "epsilon", text.get("rms_norm_eps", 1e-6))
             if family in _GEMMA and hasattr(layer, "max_wavelength"):
-                layer.max_wavelength = _gemma_theta(family, text, sliding[index])
+                theta = _gemma_theta(family, text, sliding[index])
+                _set(backbone, layer, "max_wavelength", theta)
             if family in _GEMMA and hasattr(layer, "query_head_dim_normalize"):
                 scalar = text.get("query_pre_attn_scalar") or text["head_dim"]
-                layer.query_head_dim_normalize = scalar == text["head_dim"]
+                by_head = scalar == text["head_dim"]
+                _set(backbone, layer, "query_head_dim_normalize", by_head)
+
+
+def _set(backbone: keras.Model, layer: keras.layers.Layer, name: str, value: Any) -> None:
+    if getattr(layer, name) != value:
+        setattr(layer, name, value)
+        known = getattr(backbone, "set_on_its_layers", ())
+        backbone.set_on_its_layers = tuple(sorted({*known, name}))
 
 
 def _rope(text: dict[str, Any]) -> dict[str, Any]:
@@ -199,7 +211,8 @@ def _mend_windows(backbone: keras.Model, family: str, text: dict[str, Any]) -> N
     for block, kind in zip(backbone.transformer_layers, types, strict=False):
         # Its mask lets a token see one more token before it than the window counts.
         is_sliding = kind == "sliding_attention"
-        block.self_attention_layer.sliding_window = window - 1 if is_sliding else None
+        seen = window - 1 if is_sliding else None
+        _set(backbone, block.self_attention_layer, "sliding_window", seen)
 
 
 def _gpt2_arguments(text: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import keras
@@ -20,7 +21,7 @@ from benchmarks.tiny_transformers import (
     tiny_transformers,
     torch_logits,
 )
-from kerora import adapt
+from kerora import adapt, from_preset
 from kerora.models.errors import ModelSourceError
 from kerora.models.loading import BUNDLED, chat_template, load_backbone, load_task, resolve_source
 
@@ -103,6 +104,18 @@ def test_a_keras_preset_folder_is_loaded(tmp_path):
     again = load_task(tmp_path / "keras", preprocessor=None)
     assert type(again) is type(model)
     assert type(again) is keras_hub.models.Qwen3CausalLM
+
+
+@pytest.mark.parametrize(("epsilon", "told"), [(1e-6, False), (1e-2, True)])
+def test_a_preset_that_would_give_other_answers_is_told(epsilon, told, tmp_path):
+    tiny_transformers("gemma3", tmp_path / "hf", rms_norm_eps=epsilon)
+    model = from_preset(tmp_path / "hf", preprocessor=None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.save_to_preset(tmp_path / "keras")
+    assert told == any("no place for epsilon" in str(one.message) for one in caught)
+    again = load_task(tmp_path / "keras", preprocessor=None)
+    assert told == (np.abs(keras_logits(again) - keras_logits(model)).max() > 1e-3)
 
 
 def test_keras_hub_goes_on_loading_its_own_class():
