@@ -32,7 +32,7 @@ class Shape:
 
 
 VALUES = {
-    "rank": (1, 8, 32, 128, 512),
+    "rank": (1, 8, 32, 128, 256),
     "sequence_length": (128, 256, 512, 1024, 2048),
     "vocabulary": (8_192, 32_768, 131_072, 262_144),
     "layers": (1, 2, 4, 8),
@@ -53,7 +53,7 @@ def make_model(shape: Shape, contestant: str) -> Any:
         vocabulary_size=shape.vocabulary,
         num_layers=shape.layers,
         num_query_heads=4,
-        num_key_value_heads=1,
+        num_key_value_heads=4,
         hidden_dim=256,
         intermediate_dim=2048,
         head_dim=64,
