@@ -6,13 +6,13 @@ and TensorFlow its attention sees padding.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import keras
 from keras import ops
 
 from kerora.models.errors import inexpressible
+from kerora.models.extended_layers import extend_layer
 
 # The share of masked tokens in the training of every ESM, which `transformers` has fixed too.
 _MASKED_IN_TRAINING = 0.15 * 0.8
@@ -47,10 +47,10 @@ def mend_esm(backbone: keras.Model, config: dict[str, Any]) -> None:
         config: The `config.json` of a Hugging Face folder.
     """
     for block in backbone.transformer_layers:
-        _extend(block.attention_layer, _MaskedKeys)
+        extend_layer(block.attention_layer, _MaskedKeys)
     if config.get("token_dropout"):
         table = backbone.token_embedding
-        _extend(table, TokenDropout)
+        extend_layer(table, TokenDropout)
         table.mask_token_id, table.pad_token_id = config["mask_token_id"], config["pad_token_id"]
 
 
@@ -83,12 +83,3 @@ class TokenDropout(keras.layers.Layer):
         scale = ops.cast((1 - _MASKED_IN_TRAINING) / (1 - share), embeddings.dtype)
         embeddings = ops.where(is_masked[:, :, None], ops.zeros_like(embeddings), embeddings)
         return embeddings * scale[:, None, None]
-
-
-def _extend(layer: Any, mixin: Any) -> None:
-    layer.__class__ = _extended(layer.__class__, mixin)
-
-
-@functools.cache
-def _extended(base: Any, mixin: Any) -> type:
-    return type(base.__name__, (mixin, base), {"__module__": base.__module__})

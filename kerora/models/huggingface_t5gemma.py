@@ -6,12 +6,12 @@ KerasHub's encoder has no sliding window, and its decoder's is one token wider t
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import keras
 
 from kerora.models.errors import inexpressible
+from kerora.models.extended_layers import extend_layer
 
 # The fields that KerasHub has one value for, the decoder's, with the defaults of `transformers`.
 _SHARED = {
@@ -61,7 +61,7 @@ def mend_t5gemma(backbone: keras.Model, config: dict[str, Any]) -> None:
     for layer in backbone.encoder_layers:
         if layer.layer_type == _SLIDING:
             attention: Any = layer.self_attn
-            attention.__class__ = _with_window(attention.__class__)
+            extend_layer(attention, _Window)
             attention.window = config["encoder"]["sliding_window"]
     for layer in backbone.decoder_layers:
         if layer.layer_type == _SLIDING:
@@ -85,8 +85,3 @@ class _Window(keras.layers.Layer):
         distance = keras.ops.abs(positions[:, None] - positions[None, :])
         outside = keras.ops.cast(distance > self.window, attention_mask.dtype)
         return super().call(inputs, attention_mask=attention_mask - outside * 1e9, **kwargs)
-
-
-@functools.cache
-def _with_window(base: Any) -> type:
-    return type(base.__name__, (_Window, base), {"__module__": base.__module__})

@@ -28,7 +28,7 @@ from kerora.models.errors import ModelSourceError, told_of_source
 from kerora.models.gguf_model import as_huggingface_folder, gguf_chat_template, is_gguf
 from kerora.models.huggingface_configs import complete_config
 from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
-from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE, all_places
+from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE, FolderTensors, all_places
 from kerora.models.huggingface_tokenizer import mend_tokenizer, mistral_preprocessor
 from kerora.models.preset_folder import preset_checked
 from kerora.models.weight_limit import weights_limited
@@ -197,14 +197,15 @@ def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.mo
         if not _is_huggingface(name):
             with _preset(name, kwargs):
                 return keras_hub.models.Backbone.from_preset(name, **kwargs)
-        config = _checked_config(name)
+        tensors = FolderTensors(source_places(name))
+        config = _checked_config(name, tensors)
         if config["model_type"] not in CHECKED_BACKBONES:
             raise ModelSourceError(
                 f"kerora has not been checked against `transformers` for models of type "
                 f"'{config['model_type']}', so '{name}' might give other answers. Checked are: "
                 f"{', '.join(CHECKED_BACKBONES)}, and the causal language models of `load_task`."
             )
-        return _load_huggingface_backbone(name, config, **kwargs)
+        return _load_huggingface_backbone(name, config, tensors, **kwargs)
 
 
 def load_empty_backbone(
@@ -223,7 +224,8 @@ def load_empty_backbone(
     with _file_systems(source):
         name = resolve_source(source)
         if _is_huggingface(name):
-            return _empty_huggingface_backbone(name, _checked_config(name), dtype)
+            tensors = FolderTensors(source_places(name))
+            return _empty_huggingface_backbone(name, _checked_config(name, tensors), tensors, dtype)
         with matrices_left_empty(), _preset(name, {}):
             return keras_hub.models.Backbone.from_preset(name, load_weights=False, dtype=dtype)
 
@@ -231,10 +233,10 @@ def load_empty_backbone(
 def _load_huggingface_backbone(
     name: str,
     config: dict[str, Any],
+    tensors: Mapping[str, np.ndarray],
     dtype: Any = None,
-    tensors: Mapping[str, np.ndarray] | None = None,
 ) -> keras_hub.models.Backbone:
-    backbone = _empty_huggingface_backbone(name, config, dtype, tensors)
+    backbone = _empty_huggingface_backbone(name, config, tensors, dtype)
     load_weights(backbone, name, config, tensors)
     return backbone
 
@@ -242,12 +244,13 @@ def _load_huggingface_backbone(
 def _empty_huggingface_backbone(
     name: str,
     config: dict[str, Any],
+    tensors: Mapping[str, np.ndarray],
     dtype: Any = None,
-    tensors: Mapping[str, np.ndarray] | None = None,
 ) -> keras_hub.models.Backbone:
     converter_of_type(config["model_type"])
-    # A GGUF file's configuration was made from its tensors.
-    limit = contextlib.nullcontext() if tensors is not None else _as_large_as_its_files(name)
+    limit: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if isinstance(tensors, FolderTensors):
+        limit = weights_limited(most_values(tensors.places), name)
     with told_of_source(f"No model can be made from the config.json of '{name}'"):
         with matrices_left_empty(), limit:
             backbone = empty_backbone(name, config, dtype=dtype, **constructor_arguments(config))
@@ -256,13 +259,11 @@ def _empty_huggingface_backbone(
     return backbone
 
 
-def _as_large_as_its_files(name: str) -> contextlib.AbstractContextManager[None]:
-    return weights_limited(most_values(source_places(name)), name)
-
-
-def _checked_config(name: str) -> dict[str, Any]:
+def _checked_config(name: str, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     config = read_config(name)
-    check_config(config, name, source_places(name))
+    # A GGUF file's configuration was made from its tensors.
+    if isinstance(tensors, FolderTensors):
+        check_config(config, name, tensors.places)
     with told_of_source(f"The config.json of '{name}' contradicts itself"):
         return complete_config(config)
 
@@ -273,14 +274,16 @@ def _load_huggingface(
     tensors: Mapping[str, np.ndarray] | None = None,
     **kwargs: Any,
 ) -> keras_hub.models.CausalLM:
-    config = complete_config(read_config(name)) if tensors is not None else _checked_config(name)
+    if tensors is None:
+        tensors = FolderTensors(source_places(name))
+    config = _checked_config(name, tensors)
     if config["model_type"] in _UNCHECKED_TASKS:
         raise ModelSourceError(
             f"kerora has not been checked against `transformers` for models of type "
             f"'{config['model_type']}', which read more than text. Load '{name}' with "
             "`keras_hub.models.CausalLM.from_preset`, and give what you get to `kerora.adapt`."
         )
-    backbone = _load_huggingface_backbone(name, config, dtype, tensors)
+    backbone = _load_huggingface_backbone(name, config, tensors, dtype)
     if "preprocessor" not in kwargs and not _has_tokenizer(name):
         raise ModelSourceError(
             f"'{name}' holds no tokenizer (tokenizer.json or tokenizer.model). Pass "

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
 
-from kerora.models.converters import UnroundedArray, converter_of_type, source_places, text_config
+from kerora.models.converters import UnroundedArray, converter_of_type, text_config
 from kerora.models.errors import ModelSourceError, told_of_source
 from kerora.models.huggingface_folder import FolderTensors
 from kerora.models.large_tables import fill_rows, is_large
@@ -38,7 +38,7 @@ def load_weights(
     backbone: keras.Model,
     source: str,
     config: dict[str, Any],
-    tensors: Mapping[str, np.ndarray] | None = None,
+    tensors: Mapping[str, np.ndarray],
 ) -> None:
     """Fill a backbone from a Hugging Face folder, one tensor at a time.
 
@@ -46,15 +46,12 @@ def load_weights(
         backbone: A backbone that was built for `config`.
         source: The folder, or a `hf://` handle.
         config: Its `config.json`.
-        tensors: Its weights by Hugging Face name, read one by one. Default: the folder's
-            safetensors.
+        tensors: Its weights by Hugging Face name, read one by one.
 
     Raises:
         ModelSourceError: If the weights lack a tensor, cannot be read, or hold one that the
             backbone has no place for.
     """
-    if tensors is None:
-        tensors = FolderTensors(source_places(source))
     tied = bool(text_config(config).get("tie_word_embeddings"))
     loader = TensorLoader(source, tensors, tied)
     with told_of_source(f"The weights of '{source}' cannot be read"), loader:
