@@ -46,7 +46,8 @@ class ModelRecipe(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
         description="Number type of the base; adapters and optimizer state are float32 whatever "
-        "it is. auto: bfloat16 on a GPU or TPU, float32 on a CPU and for full fine-tuning.",
+        "it is. auto: bfloat16 on a GPU or TPU; under JAX also on a CPU that multiplies it, of a "
+        "model that is stored in it; float32 elsewhere and for full fine-tuning.",
     )
     quantize: Literal["none", "int8", "int4"] = Field(
         default="none", description="Hold the frozen base in 8 or 4 bits."

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import keras
-
 from kerora.adapters import LoraConfig, add_adapter
+from kerora.cpu_bfloat16 import multiplies_bfloat16, on_cpu
 from kerora.data import Batches, RowProblem, open_source
 from kerora.models.bundled import BUNDLED_NAMES, bundled_path
 from kerora.models.loading import load_task_and_template
+from kerora.models.stored_type import is_stored_in_bfloat16
 from kerora.recipe import DataRecipe, ModelRecipe, Recipe
 from kerora.task import Task, adapt
 from kerora.training.fit_data import DataOptions, text_batches
@@ -88,7 +88,7 @@ def load_model(recipe: ModelRecipe, *, full: bool = False) -> Task:
     """
     dtype: str = recipe.dtype
     if dtype == "auto":
-        dtype = "float32" if full or _on_cpu() else "bfloat16"
+        dtype = "float32" if full or not _takes_bfloat16(recipe.source) else "bfloat16"
     model, template = load_task_and_template(recipe.source, dtype=dtype)
     if recipe.weights == "random":
         backbone = type(model.backbone).from_config(model.backbone.get_config())
@@ -128,5 +128,5 @@ def prepare_data(recipe: Recipe, model: Task) -> RunData:
     return RunData(*batches.split(held_out)) if held_out else RunData(batches, None)
 
 
-def _on_cpu() -> bool:
-    return "cpu" in str(keras.ops.zeros(()).device).lower()
+def _takes_bfloat16(source: str) -> bool:
+    return not on_cpu() or (multiplies_bfloat16() and is_stored_in_bfloat16(source))

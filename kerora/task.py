@@ -21,6 +21,7 @@ from kerora.adapters import (
 )
 from kerora.adapters.lifecycle import forget_compiled_functions
 from kerora.backbone import Backbone
+from kerora.cpu_bfloat16 import compute_in_float32
 from kerora.cpu_memory import release_freed_memory, run_steps_one_by_one
 from kerora.data import Batches, check_token_data, is_token_data
 from kerora.data.chat_templates import read_chat_template
@@ -98,6 +99,7 @@ def adapt(model: keras.Model) -> Task:
     if has_keras_lora(model):
         take_over_keras_lora(model)
     sampler, optimizer = model.sampler, model.optimizer
+    compute_in_float32(model.backbone)
     extend(model.backbone, Backbone, "Backbone")
     extend(model, Task, "Task")
     model.backbone.held_by = weakref.ref(model)

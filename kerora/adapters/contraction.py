@@ -40,7 +40,9 @@ def merging_is_cheaper(
     Only in float32, because half a precision would round small deltas away in the sum, and only
     where it means the same: with no dropout on the adapters' inputs and no quantised kernel.
     """
-    if not adapters or layer.quantization_mode is not None or layer.compute_dtype != "float32":
+    if not adapters or layer.quantization_mode is not None:
+        return False
+    if {layer.compute_dtype, layer.variable_dtype} != {"float32"}:
         return False
     if any(adapter.dropout is not None for adapter in adapters) or None in inputs.shape:
         return False

@@ -9,11 +9,12 @@ sixth of a step.
 from __future__ import annotations
 
 import functools
-import string
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from kerora.adapters.einsum_axes import axes, letters_for_ellipsis
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -29,9 +30,9 @@ def _forward(down: str, up: str, x: jax.Array, a: jax.Array, b: jax.Array) -> An
 
 def _backward(down: str, up: str, saved: Any, dy: jax.Array) -> Any:
     x, narrow, a, b = saved
-    letters = _letters_for_ellipsis(down + up, x.ndim, down)
-    of_x, of_a, of_narrow = _axes(down, letters)
-    _, of_b, of_y = _axes(up, letters)
+    letters = letters_for_ellipsis(down + up, x.ndim, down)
+    of_x, of_a, of_narrow = axes(down, letters)
+    _, of_b, of_y = axes(up, letters)
     d_narrow = jnp.einsum(f"{of_y},{of_b}->{of_narrow}", dy, b)
     dx = jnp.einsum(f"{of_narrow},{of_a}->{of_x}", d_narrow, a)
     da = jnp.einsum(f"{of_narrow},{of_x}->{of_a[-1]}{of_a[:-1]}", d_narrow, x)
@@ -41,13 +42,3 @@ def _backward(down: str, up: str, saved: Any, dy: jax.Array) -> Any:
 
 
 low_rank_product.defvjp(_forward, _backward)
-
-
-def _letters_for_ellipsis(used: str, rank_of_x: int, down: str) -> str:
-    unused = [letter for letter in string.ascii_letters if letter not in used]
-    return "".join(unused[: rank_of_x - len(down.split(",")[0].replace("...", ""))])
-
-
-def _axes(equation: str, ellipsis: str) -> list[str]:
-    """The letters of both operands and of the result."""
-    return equation.replace("...", ellipsis).replace("->", ",").split(",")

@@ -21,6 +21,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kerora.cpu_bfloat16 import product_dtype
 from kerora.models.attention_layers import ATTENTION_LAYERS, AttentionLayer, AttentionOptions
 from kerora.models.families import packing_support
 from kerora.training.rotary_tables import shared_rotary_tables
@@ -131,7 +132,9 @@ def _hook(layer_class: Any, described: AttentionLayer, attention: Callable[..., 
         options = described.options(self) if _hooked.get() else None
         if options is None:
             return stock_compute(self, query, key, value, *args, **kwargs)
-        return attention(query, key, value, current_segment_ids(), **_fields(options))
+        arrays = (ops.cast(x, product_dtype(self)) for x in (query, key, value))
+        out = attention(*arrays, current_segment_ids(), **_fields(options))
+        return ops.cast(out, query.dtype)
 
     # Keras passes `training` to a layer whose `call` names it; `wraps` keeps the signature.
     assert inspect.signature(call) == inspect.signature(stock_call)

@@ -16,6 +16,7 @@ from keras import ops
 
 from kerora.adapters.host import get_adapter, is_host
 from kerora.adapters.lora import EmbeddingLora
+from kerora.cpu_bfloat16 import product_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Head:
     @property
     def dtype(self) -> str:
         """Type in which the products are taken."""
-        dtype = self.layer.reverse_dtype or self.layer.compute_dtype
+        dtype = self.layer.reverse_dtype or product_dtype(self.layer)
         return keras.backend.standardize_dtype(dtype)
 
     def factors(self, hidden: Any) -> tuple[tuple[Any, ...], tuple[Table, ...]]:
