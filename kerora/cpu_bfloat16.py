@@ -16,6 +16,8 @@ import keras
 from keras import ops
 
 from kerora.adapters.factorization import layer_equation
+from kerora.adapters.host import as_base
+from kerora.adapters.lora import LoraAdapter
 from kerora.models.extended_layers import extend_layer
 
 _LINEAR = (keras.layers.Dense, keras.layers.EinsumDense)
@@ -65,19 +67,24 @@ def compute_in_float32(backbone: keras.Model) -> None:
     if keras.backend.backend() != "jax" or not on_cpu():
         return
     for layer in backbone._flatten_layers(include_self=False):
-        if layer.dtype_policy.name != "bfloat16":
-            continue
-        layer.dtype_policy = Bfloat16Kernels()
-        if type(layer) in _LINEAR:
-            _keep_type(layer.kernel)
-            extend_layer(layer, _Linear)
-        elif type(layer) is keras.layers.ReversibleEmbedding:
-            _keep_type(layer.embeddings)
-            if not layer.tie_weights:
-                _keep_type(layer.reverse_embeddings)
-            extend_layer(layer, _Embedding)
-        elif isinstance(layer, keras.layers.Embedding):
-            _keep_type(layer.embeddings)
+        if isinstance(layer, LoraAdapter):
+            layer.dtype_policy = "float32"
+        elif layer.dtype_policy.name == "bfloat16":
+            layer.dtype_policy = Bfloat16Kernels()
+            with as_base(layer):
+                _multiply_in_bfloat16(layer)
+
+
+def _multiply_in_bfloat16(layer: Any) -> None:
+    if isinstance(layer, keras.layers.Embedding):
+        _keep_type(layer.embeddings)
+    if type(layer) in _LINEAR:
+        _keep_type(layer.kernel)
+        extend_layer(layer, _Linear)
+    elif type(layer) is keras.layers.ReversibleEmbedding:
+        if not layer.tie_weights:
+            _keep_type(layer.reverse_embeddings)
+        extend_layer(layer, _Embedding)
 
 
 class _Linear(keras.layers.Layer):

@@ -149,6 +149,20 @@ def become_host(layer: keras.layers.Layer) -> None:
         uncover_quantize(layer)
 
 
+@contextlib.contextmanager
+def as_base(layer: keras.layers.Layer) -> Iterator[None]:
+    """Within it the layer, host or not, has its own class, which may be changed."""
+    if not isinstance(layer, _Host):
+        yield
+        return
+    layer.__class__ = _base_class(type(layer))
+    try:
+        yield
+    finally:
+        base: Any = type(layer)
+        layer.__class__ = _host_class(base)
+
+
 def become_base(layer: keras.layers.Layer) -> None:
     """Undo `become_host` on a layer that holds no adapter."""
     if isinstance(layer, _Host) and not layer.adapter_names:

@@ -117,7 +117,11 @@ def _forward(shape, query, key, value, segment_ids, sinks):
 
         def one_key_block(distance, state):
             maximum, total, acc = state
-            scores, mask, chosen = _scores(shape, plan, q, k, numbers, distance)
+            mask, chosen = _key_block(shape, plan, numbers, distance)
+            scores = _dot("ckqd,cksd->ckqs", q, k[chosen])
+            scores = scores.reshape(*q.shape[:2], -1, shape.block, shape.block)
+            mask = mask[:, None, None]
+            scores = jnp.where(mask, _bounded(shape, scores), _MASKED)
             new_maximum = jnp.maximum(maximum, jnp.max(scores, -1))
             p = jnp.where(mask, jnp.exp(scores - new_maximum[..., None]), 0.0)
             shrink = jnp.exp(maximum - new_maximum)
@@ -167,16 +171,21 @@ def _backward(shape, saved, d_out):
 
         def one_key_block(distance, state):
             dq, dk, dv = state
-            scores, mask, chosen = _scores(shape, plan, q, k, numbers, distance)
-            p = jnp.where(mask, jnp.exp(scores - lse[..., None]), 0.0)
-            dp = _dot("ckqd,cksd->ckqs", do, v[chosen]).reshape(p.shape)
-            ds = p * (dp - delta[..., None])
+            mask, chosen = _key_block(shape, plan, numbers, distance, keys_first=True)
+            # Keys before queries: so only one of the three products below sums over an axis that
+            # is not its first operand's last, for which XLA has no fast product.
+            scores = _dot("cksd,ckqd->cksq", k[chosen], q)
+            scores = _bounded(shape, scores.reshape(*scores.shape[:-1], -1, shape.block))
+            mask = mask[:, None, :, None]
+            p = jnp.where(mask, jnp.exp(scores - lse[:, :, None]), 0.0)
+            dp = _dot("cksd,ckqd->cksq", v[chosen], do).reshape(p.shape)
+            ds = p * (dp - delta[:, :, None])
             if shape.soft_cap is not None:
                 ds = ds * (1.0 - jnp.square(jnp.where(mask, scores, 0.0) / shape.soft_cap))
-            ds, p = _flat(ds).astype(q.dtype), _flat(p).astype(q.dtype)
-            dq = dq + _dot("ckqs,cksd->ckqd", ds, k[chosen])
-            dk = _add(dk, chosen, _dot("ckqs,ckqd->cksd", ds, q))
-            dv = _add(dv, chosen, _dot("ckqs,ckqd->cksd", p, do))
+            ds, p = (x.reshape(*x.shape[:3], -1).astype(q.dtype) for x in (ds, p))
+            dq = dq + _dot("cksq,cksd->ckqd", ds, k[chosen])
+            dk = _add(dk, chosen, _dot("cksq,ckqd->cksd", ds, q))
+            dv = _add(dv, chosen, _dot("cksq,ckqd->cksd", p, do))
             return dq, dk, dv
 
         dk, dv = carry
@@ -223,23 +232,32 @@ def _flat(x):
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
-def _scores(shape, plan, q, k, numbers, distance):
-    """Scores of the chunk's queries and the key blocks `distance` before them, and their mask."""
+def _bounded(shape, scores):
+    scores = scores * shape.scale
+    if shape.soft_cap is not None:
+        scores = jnp.tanh(scores / shape.soft_cap) * shape.soft_cap
+    return scores
+
+
+def _key_block(shape, plan, numbers, distance, keys_first=False):
+    """Which blocks of keys lie `distance` before a chunk's queries, and who of them sees whom.
+
+    Returns:
+        The mask, `(chunk, queries, keys)` or with the keys first, and the numbers of the blocks,
+        `(chunk,)`.
+    """
     block, row_blocks = shape.block, plan.row_blocks
     within = numbers % row_blocks - distance  # negative: before the row's start
     chosen = numbers - numbers % row_blocks + jnp.maximum(within, 0)
-    scores = _dot("ckqd,cksd->ckqs", q, k[chosen]) * shape.scale
-    scores = scores.reshape(*q.shape[:2], -1, block, block)
-    if shape.soft_cap is not None:
-        scores = jnp.tanh(scores / shape.soft_cap) * shape.soft_cap
-    offset = jnp.arange(block)[:, None] - jnp.arange(block)[None, :] + distance * block
+    of_query, of_key = (-2, -1) if keys_first else (-1, -2)  # the axes that each lacks
+    query, key = (jnp.expand_dims(jnp.arange(block), axis) for axis in (of_query, of_key))
+    offset = query - key + distance * block
     mask = offset >= 0
     if shape.window is not None:
         mask = mask & (offset < shape.window)
-    seg_q, seg_k = plan.segments[numbers][:, :, None], plan.segments[chosen][:, None, :]
-    mask = mask & (seg_q == seg_k) & (seg_q > 0) & (within >= 0)[:, None, None]
-    mask = mask[:, None, None]
-    return jnp.where(mask, scores, _MASKED), mask, chosen
+    seg_q = jnp.expand_dims(plan.segments[numbers], of_query)
+    seg_k = jnp.expand_dims(plan.segments[chosen], of_key)
+    return mask & (seg_q == seg_k) & (seg_q > 0) & (within >= 0)[:, None, None], chosen
 
 
 def _make_plan(shape, segment_ids):

@@ -47,7 +47,7 @@ class Table:
     def rows(self, token_ids: Any) -> Any:
         """The rows of these tokens, as (n, k)."""
         return self.decode(
-            *(ops.take(array, token_ids, axis=self._axis_of(array)) for array in self.arrays)
+            *(_take(array, token_ids, self._axis_of(array)) for array in self.arrays)
         )
 
     def _axis_of(self, array: Any) -> int:
@@ -60,7 +60,18 @@ def _slice(array: Any, start: Any, size: int, axis: int) -> Any:
     starts = [0] * len(shape)
     shape[axis] = size
     starts[axis] = start
-    return ops.slice(array, starts, shape)
+    return _as_bits(array, lambda bits: ops.slice(bits, starts, shape))
+
+
+def _take(array: Any, indices: Any, axis: int) -> Any:
+    return _as_bits(array, lambda bits: ops.take(bits, indices, axis=axis))
+
+
+def _as_bits(array: Any, read: Callable[[Any], Any]) -> Any:
+    """Part of an array, which XLA for the CPU would otherwise widen as a whole to read it."""
+    if keras.backend.standardize_dtype(array.dtype) != "bfloat16":
+        return read(array)
+    return ops.view(read(ops.view(array, "uint16")), "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
