@@ -70,7 +70,9 @@ def contestants(arguments: argparse.Namespace) -> dict[str, tuple[str, Settings]
         )
         chosen[f"kerora {backend}"] = ("kerora", settings)
     if "keras_hub" in arguments.rivals:
-        chosen["KerasHub jax"] = ("keras_hub", dataclasses.replace(common, batch_size=1))
+        # As its guide has it; on a CPU bfloat16 makes it slower.
+        own = dataclasses.replace(common, batch_size=1, dtype="float32")
+        chosen["KerasHub jax"] = ("keras_hub", own)
     if "peft4" in arguments.rivals:
         chosen["PEFT batch 4"] = ("peft", dataclasses.replace(common, batch_size=4))
     if "peft" in arguments.rivals.split(","):
@@ -119,6 +121,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         results[worker.label] = {
             **worker.about,
             **memory,
+            "dtype": worker.settings.dtype,
             "rates": worker.rates,
             "heldout_loss": loss,
             "tokens_per_second": statistics.median(worker.rates),
@@ -148,7 +151,7 @@ def table(report: dict[str, Any]) -> str:
         memory = r.get("device_gb") or r["resident_gb"]
         loss = "" if r["heldout_loss"] is None else f"{r['heldout_loss']:.3f}"
         lines.append(
-            f"| {label} (batch {r['batch_size']}) | {rate:.1f} ({min(r['rates']):.1f} to "
+            f"| {label} (batch {r['batch_size']}, {r['dtype']}) | {rate:.1f} ({min(r['rates']):.1f} to "
             f"{max(r['rates']):.1f}) | {first['tokens_per_second'] / rate:.2f}x | {of_peak:.0%} "
             f"| {memory:.2f} | {r['first_step_s']:.0f} | {loss} |"
         )
@@ -173,7 +176,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--train-on", choices=["all", "response"], default="all")
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--kerora-batch-size", type=int, help="packed rows in kerora's batch")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--dtype", default="bfloat16", help="of kerora's and PEFT's base; KerasHub's is float32"
+    )
     parser.add_argument("--rows", type=int, default=96, help="rows in a slice")
     parser.add_argument("--slow-rows", type=int, default=8, help="rows of a slice for KerasHub")
     parser.add_argument("--repeats", type=int, default=5)
