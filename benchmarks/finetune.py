@@ -150,11 +150,16 @@ def table(report: dict[str, Any]) -> str:
         of_peak = rate * 4 * (body + share * head) / report["peak_flops"]
         memory = r.get("device_gb") or r["resident_gb"]
         loss = "" if r["heldout_loss"] is None else f"{r['heldout_loss']:.3f}"
-        lines.append(
-            f"| {label} (batch {r['batch_size']}, {r['dtype']}) | {rate:.1f} ({min(r['rates']):.1f} to "
-            f"{max(r['rates']):.1f}) | {first['tokens_per_second'] / rate:.2f}x | {of_peak:.0%} "
-            f"| {memory:.2f} | {r['first_step_s']:.0f} | {loss} |"
+        row = (
+            f"{label} (batch {r['batch_size']}, {r['dtype']})",
+            f"{rate:.1f} ({min(r['rates']):.1f} to {max(r['rates']):.1f})",
+            f"{first['tokens_per_second'] / rate:.2f}x",
+            f"{of_peak:.0%}",
+            f"{memory:.2f}",
+            f"{r['first_step_s']:.0f}",
+            loss,
         )
+        lines.append(f"| {' | '.join(row)} |")
     lines.append(f"\nMatrix peak measured in this run: {report['peak_flops'] / 1e9:.0f} GFLOP/s.")
     return "\n".join(lines)
 

@@ -68,10 +68,11 @@ def _take(array: Any, indices: Any, axis: int) -> Any:
 
 
 def _as_bits(array: Any, read: Callable[[Any], Any]) -> Any:
-    """Part of an array, which XLA for the CPU would otherwise widen as a whole to read it."""
-    if keras.backend.standardize_dtype(array.dtype) != "bfloat16":
+    """Part of an array, which XLA for the CPU would widen as a whole to read it as bfloat16."""
+    is_half = keras.backend.standardize_dtype(array.dtype) == "bfloat16"
+    if keras.backend.backend() != "jax" or not is_half:
         return read(array)
-    return ops.view(read(ops.view(array, "uint16")), "bfloat16")
+    return ops.view(read(ops.view(array, "int16")), "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)

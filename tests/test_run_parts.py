@@ -1,0 +1,36 @@
+"""What a recipe's `auto` comes to."""
+
+import keras
+import pytest
+
+import kerora
+from kerora.recipe import ModelRecipe
+from kerora.run_parts import load_model
+
+
+@pytest.fixture(scope="module")
+def presets(tmp_path_factory):
+    folders = {}
+    for dtype in ("float32", "bfloat16"):
+        folders[dtype] = str(tmp_path_factory.mktemp(dtype))
+        kerora.from_preset("tiny_gemma", dtype=dtype).save_to_preset(folders[dtype])
+    return folders
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("multiplies", [False, True])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_a_cpu_gets_bfloat16_where_it_is_quick_and_rounds_nothing(
+    presets, stored, multiplies, full, monkeypatch
+):
+    monkeypatch.setattr("kerora.run_parts.multiplies_bfloat16", lambda: multiplies)
+    model = load_model(ModelRecipe(source=presets[stored]), full=full)
+    expected = stored == "bfloat16" and multiplies and not full
+    kernel = model.backbone.token_embedding.embeddings
+    assert kernel.dtype == ("bfloat16" if expected else "float32")
+
+
+def test_only_jax_multiplies_bfloat16_that_quickly():
+    from kerora.cpu_bfloat16 import multiplies_bfloat16
+
+    assert keras.backend.backend() == "jax" or not multiplies_bfloat16()
