@@ -45,7 +45,9 @@ def from_preset(source: str | os.PathLike[str], **kwargs: Any) -> Task:
     Args:
         source: `"tiny_gemma"` (bundled), a KerasHub preset name, `hf://…`, `kaggle://…`, or a
             local folder: a KerasHub preset or a Hugging Face model; or a `.gguf` file.
-        **kwargs: For KerasHub's own `from_preset`, such as `dtype="bfloat16"`.
+        **kwargs: For KerasHub's own `from_preset`, such as `dtype="bfloat16"` (the default is Keras'
+            own, float32). Of a bfloat16 model JAX on a CPU takes the products alone in bfloat16,
+            and computes the rest in float32.
 
     Returns:
         The task, a `GemmaCausalLM` say.
