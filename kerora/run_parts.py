@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kerora.adapters import LoraConfig, add_adapter
-from kerora.cpu_bfloat16 import multiplies_bfloat16, on_cpu
 from kerora.data import Batches, RowProblem, open_source
 from kerora.models.bundled import BUNDLED_NAMES, bundled_path
+from kerora.models.cpu_bfloat16 import multiplies_bfloat16, on_cpu
 from kerora.models.loading import load_task_and_template
 from kerora.models.stored_type import is_stored_in_bfloat16
 from kerora.recipe import DataRecipe, ModelRecipe, Recipe

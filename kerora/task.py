@@ -21,13 +21,13 @@ from kerora.adapters import (
 )
 from kerora.adapters.lifecycle import forget_compiled_functions
 from kerora.backbone import Backbone
-from kerora.cpu_bfloat16 import compute_in_float32
 from kerora.cpu_memory import release_freed_memory, run_steps_one_by_one
 from kerora.data import Batches, check_token_data, is_token_data
 from kerora.data.chat_templates import read_chat_template
 from kerora.default_learning_rates import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE
 from kerora.interchange import load_adapter, save_adapter
 from kerora.interchange.keras_lora import has_keras_lora, take_over_keras_lora
+from kerora.models.cpu_bfloat16 import compute_in_float32
 from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE
 from kerora.models.loading import load_task_and_template
 from kerora.training.fit_data import DataOptions, text_batches, warn_of_lost_rows
@@ -45,9 +45,9 @@ def from_preset(source: str | os.PathLike[str], **kwargs: Any) -> Task:
     Args:
         source: `"tiny_gemma"` (bundled), a KerasHub preset name, `hf://…`, `kaggle://…`, or a
             local folder: a KerasHub preset or a Hugging Face model; or a `.gguf` file.
-        **kwargs: For KerasHub's own `from_preset`, such as `dtype="bfloat16"` (the default is Keras'
-            own, float32). Of a bfloat16 model JAX on a CPU takes the products alone in bfloat16,
-            and computes the rest in float32.
+        **kwargs: For KerasHub's own `from_preset`, such as `dtype="bfloat16"` (default: Keras' own,
+            float32). Of a bfloat16 model JAX on a CPU takes the products alone in bfloat16, and
+            computes the rest in float32.
 
     Returns:
         The task, a `GemmaCausalLM` say.

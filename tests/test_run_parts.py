@@ -31,6 +31,6 @@ def test_a_cpu_gets_bfloat16_where_it_is_quick_and_rounds_nothing(
 
 
 def test_only_jax_multiplies_bfloat16_that_quickly():
-    from kerora.cpu_bfloat16 import multiplies_bfloat16
+    from kerora.models.cpu_bfloat16 import multiplies_bfloat16
 
     assert keras.backend.backend() == "jax" or not multiplies_bfloat16()

@@ -21,8 +21,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerora.cpu_bfloat16 import product_dtype
 from kerora.models.attention_layers import ATTENTION_LAYERS, AttentionLayer, AttentionOptions
+from kerora.models.cpu_bfloat16 import product_dtype
 from kerora.models.families import packing_support
 from kerora.training.rotary_tables import shared_rotary_tables
 from kerora.training.segments import current_segment_ids, segmented

@@ -16,7 +16,7 @@ from keras import ops
 
 from kerora.adapters.host import get_adapter, is_host
 from kerora.adapters.lora import EmbeddingLora
-from kerora.cpu_bfloat16 import product_dtype
+from kerora.models.cpu_bfloat16 import product_dtype
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,7 +121,7 @@ class _Embedding(keras.layers.Layer):
 
 
 def _product(equation: str, inputs: Any, kernel: Any) -> Any:
-    from kerora.cpu_bfloat16_jax import product
+    from kerora.models.cpu_bfloat16_jax import product
 
     return product(equation, inputs, ops.convert_to_tensor(kernel))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kerora
-from kerora.cpu_bfloat16 import multiplies_bfloat16, product_dtype
+from kerora.models.cpu_bfloat16 import multiplies_bfloat16, product_dtype
 from tests.tiny_backbones import tiny_backbone
 
 if keras.backend.backend() != "jax":
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import keras_hub
 
 from benchmarks.compiled_step import compile_train_step
-from kerora.cpu_bfloat16_jax import product
+from kerora.models.cpu_bfloat16_jax import product
 
 TOKENS = np.random.default_rng(0).integers(1, 50, (2, 32)).astype("int32")
 BATCH = {"token_ids": TOKENS, "padding_mask": np.ones_like(TOKENS)}
