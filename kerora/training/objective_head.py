@@ -47,7 +47,7 @@ class Table:
     def rows(self, token_ids: Any) -> Any:
         """The rows of these tokens, as (n, k)."""
         return self.decode(
-            *(_take(array, token_ids, self._axis_of(array)) for array in self.arrays)
+            *(ops.take(array, token_ids, axis=self._axis_of(array)) for array in self.arrays)
         )
 
     def _axis_of(self, array: Any) -> int:
@@ -60,19 +60,7 @@ def _slice(array: Any, start: Any, size: int, axis: int) -> Any:
     starts = [0] * len(shape)
     shape[axis] = size
     starts[axis] = start
-    return _as_bits(array, lambda bits: ops.slice(bits, starts, shape))
-
-
-def _take(array: Any, indices: Any, axis: int) -> Any:
-    return _as_bits(array, lambda bits: ops.take(bits, indices, axis=axis))
-
-
-def _as_bits(array: Any, read: Callable[[Any], Any]) -> Any:
-    """Part of an array, which XLA for the CPU would widen as a whole to read it as bfloat16."""
-    is_half = keras.backend.standardize_dtype(array.dtype) == "bfloat16"
-    if keras.backend.backend() != "jax" or not is_half:
-        return read(array)
-    return ops.view(read(ops.view(array, "int16")), "bfloat16")
+    return ops.slice(array, starts, shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +125,10 @@ class Head:
         axis, prefix = (0, "") if layer.tie_weights else (1, "reverse_")
         values = layer._embeddings if layer.tie_weights else layer.reverse_embeddings
         if mode not in ("int8", "int4"):
-            arrays = (ops.convert_to_tensor(values),)
-            return Table(arrays, axis, _floats(self.dtype, axis), bool(values.trainable))
+            array = ops.convert_to_tensor(values)
+            if product_dtype(layer) != layer.compute_dtype and not values.trainable:
+                return Table((ops.view(array, "int16"),), axis, _bits(self.dtype, axis))
+            return Table((array,), axis, _floats(self.dtype, axis), bool(values.trainable))
         variables = [values, getattr(layer, f"{prefix}embeddings_scale")]
         block_size = getattr(layer, "_int4_block_size", None)
         if mode == "int4" and block_size not in (None, -1):
@@ -187,6 +177,12 @@ def _floats(dtype: str, axis: int) -> Callable[..., Any]:
         return values if axis == 0 else ops.transpose(values)
 
     return decode
+
+
+def _bits(dtype: str, axis: int) -> Callable[..., Any]:
+    """For bfloat16 values viewed as int16: XLA for the CPU would widen them all to take a few."""
+    decode_floats = _floats(dtype, axis)
+    return lambda values: decode_floats(ops.view(values, "bfloat16"))
 
 
 def _scaled_integers(dtype: str, axis: int, packed_width: int | None) -> Callable[..., Any]:
