@@ -87,14 +87,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     slices = arguments.repeats + 1
     rows = read_rows(arguments.data, arguments.rows * slices + arguments.heldout)
     heldout, rows = rows[: arguments.heldout], rows[arguments.heldout :]
-    peak = float(
-        subprocess.run(
-            [sys.executable, "-m", "benchmarks.peak", arguments.dtype],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    )
+    arguments.dtype, peak = _dtype_and_peak(arguments.dtype)
     workers = []
     for label, (name, settings) in contestants(arguments).items():
         warm_up = _share(rows[: arguments.rows], name, arguments)
@@ -128,6 +121,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         }
         worker.process.kill()
     return {"peak_flops": peak, "arguments": vars(arguments), "results": results}
+
+
+def _dtype_and_peak(dtype: str | None) -> tuple[str, float]:
+    chosen = [] if dtype is None else [dtype]
+    command = [sys.executable, "-m", "benchmarks.peak", *chosen]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    name, flops = answer.split()[-2:]
+    return name, float(flops)
 
 
 def _share(rows: Rows, name: str, arguments: argparse.Namespace) -> Rows:
@@ -182,7 +183,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--kerora-batch-size", type=int, help="packed rows in kerora's batch")
     parser.add_argument(
-        "--dtype", default="bfloat16", help="of kerora's and PEFT's base; KerasHub's is float32"
+        "--dtype",
+        help="of kerora's and PEFT's base (default: what the machine multiplies fastest); "
+        "KerasHub's is float32",
     )
     parser.add_argument("--rows", type=int, default=96, help="rows in a slice")
     parser.add_argument("--slow-rows", type=int, default=8, help="rows of a slice for KerasHub")

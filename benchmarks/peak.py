@@ -1,9 +1,22 @@
-"""The matrix peak of this machine, measured: the fastest of large products."""
+"""The matrix peak of this machine, measured: the fastest of large products.
+
+    python -m benchmarks.peak [TYPE]
+
+prints the type (by default the one that the machine multiplies fastest) and its FLOP/s.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+
+
+def quickest_dtype() -> str:
+    """bfloat16 on an accelerator and on a CPU that multiplies it, else float32."""
+    from kerora.models.cpu_bfloat16 import multiplies_bfloat16, on_cpu
+
+    return "bfloat16" if multiplies_bfloat16() or not on_cpu() else "float32"
 
 
 def matrix_peak(dtype: str = "float32", size: int = 2048, seconds: float = 2.0) -> float:
@@ -26,5 +39,11 @@ def matrix_peak(dtype: str = "float32", size: int = 2048, seconds: float = 2.0) 
     return 2 * size**3 / best
 
 
+def main() -> None:
+    os.environ["KERAS_BACKEND"] = "jax"
+    dtype = sys.argv[1] if len(sys.argv) > 1 else quickest_dtype()
+    print(dtype, matrix_peak(dtype))
+
+
 if __name__ == "__main__":
-    print(matrix_peak(*sys.argv[1:2]))
+    main()
