@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import keras
+from pydantic import Field, TypeAdapter, ValidationError
 
 from kerora.adapters import count_trainable_parameters
 from kerora.interchange.atomic_folder import replaced_folder
@@ -20,7 +22,7 @@ from kerora.run_folder import (
     RunError,
     RunFolder,
     open_run_folder,
-    read_json_lines,
+    read_step_records,
     write_json,
     write_whole,
 )
@@ -35,6 +37,7 @@ from kerora.training.errors import NonFiniteLoss
 from kerora.training.resume import fit_steps
 
 VALIDATIONS_IN_A_RUN = 5
+_Steps = Annotated[int, Field(ge=1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,15 +202,14 @@ def _write_pages(recipe: Recipe, result: RunResult) -> None:
     """The plot, the samples, and last the report, which says that the run is finished."""
     folder, before, after = result.folder, result.before, result.after
     title = f"{recipe.model.source}, {_method(recipe)}"
-    lines = [line for line in read_json_lines(folder.metrics) if "loss" in line]
-    losses = [(line["step"], line["loss"]) for line in lines]
+    records = read_step_records(folder.metrics)
+    losses = [(record.step, record.loss) for record in records]
     draw_loss(folder.plot, losses, validation_losses(folder.validation), title)
     write_whole(folder.samples, samples_page(title, before.samples, after.samples))
-    last = lines[-1] if lines else {}
     report = {
         "steps": result.steps,
-        "tokens": sum(line["tokens"] or 0 for line in lines),
-        "seconds": last.get("seconds"),
+        "tokens": sum(record.tokens or 0 for record in records),
+        "seconds": records[-1].seconds if records else None,
         "before": dataclasses.asdict(before),
         "after": dataclasses.asdict(after),
     }
@@ -228,11 +230,14 @@ def _finished(folder: RunFolder) -> RunResult:
 def _stored(path: Path, *names: str) -> tuple[Any, ...]:
     """The number of steps in a file of the run, and its measurements of these names."""
     record = read_json_object(path, RunError)
+    kinds = {"steps": _Steps, **dict.fromkeys(names, Measurement)}
     try:
-        if type(record["steps"]) is not int or record["steps"] < 1:
-            raise ValueError("`steps` is no number of steps")
-        return record["steps"], *(Measurement.from_json(record[name]) for name in names)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        # Strictly typed data classes come from JSON alone, not from dicts.
+        return tuple(
+            TypeAdapter(kind).validate_json(json.dumps(record[name]), strict=True)
+            for name, kind in kinds.items()
+        )
+    except (KeyError, ValidationError) as error:
         raise RunError(
             f"{path} is damaged: {error!r}. Remove the folder, or give another output=DIR."
         ) from error

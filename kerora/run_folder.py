@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from kerora.json_file import parse_json_object
 from kerora.recipe import Recipe
 
 
@@ -132,14 +133,28 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON lines file; a last line that was cut off is left out."""
-    if not path.exists():
-        return []
+@dataclasses.dataclass(frozen=True)
+class StepRecord:
+    """A line of `metrics.jsonl` or `validation.jsonl`, as far as it is read again.
+
+    Attributes:
+        step: Steps done.
+        loss: In nats per token.
+        tokens: Real tokens of the step.
+        seconds: Since the run began.
+    """
+
+    step: int
+    loss: float
+    tokens: int | None = None
+    seconds: float | None = None
+
+
+def read_step_records(path: Path) -> list[StepRecord]:
+    """The records of a JSON lines file; a line that is cut off or is no such record is left out."""
+    reader = TypeAdapter(StepRecord)
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(parse_json_object(line, str(path), RunError))
-        except RunError:
-            break
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValidationError):
+            records.append(reader.validate_json(line, strict=True))
     return records

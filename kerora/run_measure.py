@@ -17,7 +17,7 @@ from kerora.evaluation import (
 )
 from kerora.generation import GreedyDecoder
 from kerora.recipe import EvaluationRecipe
-from kerora.run_folder import read_json_lines
+from kerora.run_folder import read_step_records
 from kerora.run_parts import RunData
 from kerora.task import Task
 from kerora.training.callbacks import StepCallback
@@ -41,13 +41,6 @@ class Measurement:
     exact_match: float | None
     asked: int
     samples: list[Answer]
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Measurement:
-        """The inverse of `dataclasses.asdict`."""
-        scores = record["scores"] and TokenScores(**record["scores"])
-        samples = [Answer(**sample) for sample in record["samples"]]
-        return cls(scores, record["exact_match"], record["asked"], samples)
 
 
 class Probe:
@@ -133,4 +126,4 @@ class ScoreEvery(StepCallback):
 
 def validation_losses(path: Path) -> list[tuple[int, float]]:
     """Step and loss of every score; what was scored again after an interruption counts once."""
-    return sorted({line["step"]: line["loss"] for line in read_json_lines(path)}.items())
+    return sorted({record.step: record.loss for record in read_step_records(path)}.items())

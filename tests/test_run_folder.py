@@ -1,0 +1,69 @@
+"""What is read back from a run folder is of the right type or not taken."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from kerora.evaluation import Answer, TokenScores
+from kerora.run import _stored
+from kerora.run_folder import RunError, StepRecord, read_step_records
+from kerora.run_measure import Measurement
+
+MEASURED = Measurement(
+    TokenScores(1.0, 2.7, 0.5, 10), 0.25, 4, [Answer("What?", None, "That."), Answer("a", "b", "c")]
+)
+
+
+def stored(folder, steps=4, **changes):
+    record = {"steps": steps, "before": {**dataclasses.asdict(MEASURED), **changes}}
+    (folder / "before.json").write_text(json.dumps(record))
+    return _stored(folder / "before.json", "before")
+
+
+def test_a_measurement_comes_back_as_it_was(tmp_path):
+    assert stored(tmp_path) == (4, MEASURED)
+    assert stored(tmp_path, scores=None)[1].scores is None
+    no_number = stored(tmp_path, scores={**dataclasses.asdict(MEASURED.scores), "loss": math.nan})
+    assert math.isnan(no_number[1].scores.loss)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 0},
+        {"steps": 4.0},
+        {"steps": True},
+        {"scores": []},
+        {"scores": {"loss": 1.0}},
+        {"scores": {"loss": "1", "perplexity": 2.7, "token_accuracy": 0.5, "tokens": 10}},
+        {"exact_match": "0.5"},
+        {"asked": None},
+        {"samples": {}},
+        {"samples": [{"prompt": 1, "expected": None, "answer": "a"}]},
+        {"samples": [["What?", None, "That."]]},
+    ],
+    ids=str,
+)
+def test_another_type_is_damage(tmp_path, changes):
+    with pytest.raises(RunError, match="is damaged"):
+        stored(tmp_path, **changes)
+
+
+def test_lines_of_steps(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    assert read_step_records(file) == []
+    lines = [
+        b'{"step": 1, "loss": 2.5, "learning_rate": 0.1, "tokens": 7, "seconds": 0.5}',
+        b'{"step": 2}',
+        b'{"step": "3", "loss": 2.0}',
+        b'{"step": 4, "loss": null}',
+        b"[5, 1.0]",
+        b'{"step": 6, "loss": 1.0, "tokens": {}}',
+        b"\xff\xfe",
+        b'{"step": 7, "loss": 1.5}',
+        b'{"step": 8, "lo',
+    ]
+    file.write_bytes(b"\n".join(lines))
+    assert read_step_records(file) == [StepRecord(1, 2.5, 7, 0.5), StepRecord(7, 1.5)]
