@@ -32,7 +32,7 @@ from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE, FolderTensors, 
 from kerora.models.huggingface_tokenizer import mend_tokenizer, mistral_preprocessor
 from kerora.models.preset_folder import preset_checked
 from kerora.models.weight_limit import weights_limited
-from kerora.models.weight_loading import load_weights
+from kerora.models.weight_loading import load_weights as fill_with_weights
 
 CHECKED_BACKBONES = (
     *("bert", "roberta", "xlm-roberta", "albert", "distilbert", "esm"),
@@ -56,7 +56,8 @@ def load_task(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models
             KerasHub preset or a Hugging Face model with config.json and safetensors; or a `.gguf`
             file of a Llama, Mistral, Gemma or Qwen.
         **kwargs: `dtype` of the weights (default: Keras' own, float32), `preprocessor` (None for a
-            model without its tokenizer), and what the task's `from_preset` takes.
+            model without its tokenizer), `load_weights` (False for random ones), and what the
+            task's `from_preset` takes.
 
     Returns:
         The task, for example a `keras_hub.models.GemmaCausalLM`.
@@ -181,7 +182,8 @@ def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.mo
 
     Args:
         source: A local folder or a `hf://` handle.
-        **kwargs: `dtype` of the weights (default: Keras' own, float32).
+        **kwargs: `dtype` of the weights (default: Keras' own, float32), and `load_weights` (False
+            for random ones).
 
     Raises:
         ModelSourceError: If there is no such model, or KerasHub's layers cannot compute what it
@@ -225,7 +227,8 @@ def load_empty_backbone(
         name = resolve_source(source)
         if _is_huggingface(name):
             tensors = FolderTensors(source_places(name))
-            return _empty_huggingface_backbone(name, _checked_config(name, tensors), tensors, dtype)
+            with matrices_left_empty():
+                return _new_backbone(name, _checked_config(name, tensors), tensors, dtype)
         with matrices_left_empty(), _preset(name, {}):
             return keras_hub.models.Backbone.from_preset(name, load_weights=False, dtype=dtype)
 
@@ -235,13 +238,17 @@ def _load_huggingface_backbone(
     config: dict[str, Any],
     tensors: Mapping[str, np.ndarray],
     dtype: Any = None,
+    load_weights: bool = True,
 ) -> keras_hub.models.Backbone:
-    backbone = _empty_huggingface_backbone(name, config, tensors, dtype)
-    load_weights(backbone, name, config, tensors)
+    if not load_weights:
+        return _new_backbone(name, config, tensors, dtype)
+    with matrices_left_empty():
+        backbone = _new_backbone(name, config, tensors, dtype)
+    fill_with_weights(backbone, name, config, tensors)
     return backbone
 
 
-def _empty_huggingface_backbone(
+def _new_backbone(
     name: str,
     config: dict[str, Any],
     tensors: Mapping[str, np.ndarray],
@@ -252,7 +259,7 @@ def _empty_huggingface_backbone(
     if isinstance(tensors, FolderTensors):
         limit = weights_limited(most_values(tensors.places), name)
     with told_of_source(f"No model can be made from the config.json of '{name}'"):
-        with matrices_left_empty(), limit:
+        with limit:
             backbone = empty_backbone(name, config, dtype=dtype, **constructor_arguments(config))
         mend_layers(backbone, config)
     backbone.language_model_of = config.get("language_model_of")
@@ -272,6 +279,7 @@ def _load_huggingface(
     name: str,
     dtype: Any = None,
     tensors: Mapping[str, np.ndarray] | None = None,
+    load_weights: bool = True,
     **kwargs: Any,
 ) -> keras_hub.models.CausalLM:
     if tensors is None:
@@ -283,7 +291,7 @@ def _load_huggingface(
             f"'{config['model_type']}', which read more than text. Load '{name}' with "
             "`keras_hub.models.CausalLM.from_preset`, and give what you get to `kerora.adapt`."
         )
-    backbone = _load_huggingface_backbone(name, config, tensors, dtype)
+    backbone = _load_huggingface_backbone(name, config, tensors, dtype, load_weights)
     if "preprocessor" not in kwargs and not _has_tokenizer(name):
         raise ModelSourceError(
             f"'{name}' holds no tokenizer (tokenizer.json or tokenizer.model). Pass "

@@ -12,6 +12,7 @@ import pytest
 from keras_hub.src.utils.preset_utils import list_subclasses
 from safetensors.numpy import load_file, save_file
 
+from benchmarks.tiny_gguf import tiny_gguf
 from benchmarks.tiny_transformers import (
     ENCODERS,
     IDS,
@@ -95,6 +96,22 @@ def test_sharded_weights_are_read(tmp_path):
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     loaded = load_task(tmp_path / "sharded", preprocessor=None)
     np.testing.assert_allclose(keras_logits(loaded), torch_logits(model), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_without_its_weights_a_model_is_random(kind, tmp_path):
+    source = tmp_path if kind == "folder" else tmp_path / "model.gguf"
+    if kind == "folder":
+        tiny_transformers("llama", tmp_path)
+    else:
+        tiny_gguf("llama", source)
+    stored = load_task(source, preprocessor=None)
+    model = load_task(source, preprocessor=None, load_weights=False)
+    for new, old in zip(model.backbone.weights, stored.backbone.weights, strict=True):
+        assert new.shape == old.shape
+        if len(new.shape) > 1:
+            assert np.std(new) > 0
+            assert not np.allclose(new, old)
 
 
 def test_a_keras_preset_folder_is_loaded(tmp_path):
