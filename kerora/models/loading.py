@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ CHECKED_BACKBONES = (
     *("bart", "t5gemma"),
 )
 _UNCHECKED_TASKS = ("gemma3n", "paligemma", "blip-2")
+# What KerasHub's `from_preset` makes something of; the rest it drops without a word.
+_OPTIONS = ("dtype", "preprocessor", "load_weights", "name", "trainable", "compile")
 BUNDLED = {"tiny_gemma": Path(__file__).parent / "tiny_gemma"}
 
 
@@ -56,8 +58,8 @@ def load_task(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models
             KerasHub preset or a Hugging Face model with config.json and safetensors; or a `.gguf`
             file of a Llama, Mistral, Gemma or Qwen.
         **kwargs: `dtype` of the weights (default: Keras' own, float32), `preprocessor` (None for a
-            model without its tokenizer), `load_weights` (False for random ones), and what the
-            task's `from_preset` takes.
+            model without its tokenizer), `load_weights` (False for random ones), `name`,
+            `trainable` and `compile`.
 
     Returns:
         The task, for example a `keras_hub.models.GemmaCausalLM`.
@@ -65,6 +67,7 @@ def load_task(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models
     Raises:
         ModelSourceError: If there is no such model, it is no causal language model, or KerasHub's
             layers cannot compute what it computes.
+        TypeError: For another argument.
 
     Example:
     ```python
@@ -79,6 +82,12 @@ def load_task_and_template(
     source: str | os.PathLike[str], **kwargs: Any
 ) -> tuple[keras_hub.models.CausalLM, str | None]:
     """What `load_task` and `chat_template` give, from one reading of the source."""
+    for option in kwargs:
+        if option not in _OPTIONS:
+            raise TypeError(
+                f"`from_preset` takes {', '.join(_OPTIONS)} beside the source. Received: "
+                f"{option}.{_near(option, _OPTIONS)}"
+            )
     with _file_systems(source):
         name = resolve_source(source)
         if is_gguf(name):
@@ -132,13 +141,16 @@ def resolve_source(source: str | os.PathLike[str]) -> str:
     if name in keras_hub.models.Backbone.presets:
         raise ModelSourceError(f"'{name}' is a KerasHub preset, but no causal language model.")
     known = [*BUNDLED, *keras_hub.models.CausalLM.presets]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
     raise ModelSourceError(
-        f"There is no folder and no KerasHub preset '{name}'.{hint} A source is one of: "
-        f"{', '.join(BUNDLED)}; a KerasHub preset; hf://org/model; kaggle://…; a local folder; a "
-        ".gguf file."
+        f"There is no folder and no KerasHub preset '{name}'.{_near(name, known)} A source is "
+        f"one of: {', '.join(BUNDLED)}; a KerasHub preset; hf://org/model; kaggle://…; a local "
+        "folder; a .gguf file."
     )
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def _file_systems(source: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:

@@ -276,6 +276,11 @@ def test_the_chat_template_of_a_folder(tmp_path):
     assert chat_template(tmp_path) == "{{ file }}"
 
 
+def test_an_argument_that_would_do_nothing_is_refused():
+    with pytest.raises(TypeError, match=r"Received: dtyp\. Did you mean 'dtype'\?"):
+        from_preset("tiny_gemma", dtyp="bfloat16")
+
+
 def test_the_bundled_model_is_loaded():
     model = load_task("tiny_gemma")
     assert isinstance(model, keras_hub.models.GemmaCausalLM)
