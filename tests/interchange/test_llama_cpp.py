@@ -77,7 +77,7 @@ def test_a_trained_adapter_answers_alike_on_a_quantised_file(name, tmp_path):
     model = kerora.from_preset(base)
     model.backbone.enable_lora(4)
     model.compile(keras.optimizers.Adam(5e-3), sampler="greedy")
-    model.fit(ROWS * 8, batch_size=2, sequence_length=64, packing=False, verbose=0)
+    model.fit(ROWS * 8, batch_size=1, sequence_length=64, packing=False, verbose=0)
     save_gguf_adapter(model, adapter)
     server = LlamaCpp(base, adapter)
     tokenizer = model.preprocessor.tokenizer
