@@ -59,6 +59,7 @@ PEFT_TARGETS: dict[str, list[str] | str] = {
     "gemma4": _GEMMA4,
     "gemma4_vision": rf".*language_model\..*({'|'.join(_GEMMA4)})",
     "qwen3_5_vision": r".*language_model\..*proj.*",
+    "t5gemma2": r".*(text_model|decoder)\..*_proj",
     "roberta": _NO_POOLER,
     "xlm_roberta": _NO_POOLER,
     "esm": _NO_POOLER,

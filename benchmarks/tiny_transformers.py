@@ -105,6 +105,26 @@ _BART = {
     "decoder_ffn_dim": 48,
     "max_position_embeddings": 64,
 }
+# The layers of either kind differ from encoder to decoder in what they can differ in.
+_T5GEMMA2 = {**_GEMMA2, "query_pre_attn_scalar": 20}
+_T5GEMMA2_ENCODER = {
+    **_T5GEMMA2,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "sliding_window": 7,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": _GEMMA3_ROPE,
+}
+_T5GEMMA2_DECODER = {
+    **_T5GEMMA2,
+    "layer_types": ["full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 300.0},
+        "full_attention": _ROPE,
+    },
+}
 _T5GEMMA = {**_GEMMA2, "query_pre_attn_scalar": 20, "rope_parameters": _ROPE}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {**_SHAPE, "rope_parameters": _ROPE}),
@@ -215,6 +235,20 @@ SEQUENCE_TO_SEQUENCE: dict[str, tuple[str, dict[str, Any]]] = {
             "vocab_size": 64,
             "encoder": {**_T5GEMMA, "hidden_size": 40, "num_hidden_layers": 3},
             "decoder": _T5GEMMA,
+        },
+    ),
+    # One of the tokens that are compared ends an image.
+    "t5gemma2": (
+        "T5Gemma2Config",
+        {
+            "encoder": {
+                "text_config": _T5GEMMA2_ENCODER,
+                "vision_config": {**_TOWER, "image_size": 28},
+                "mm_tokens_per_image": 1,
+                "eoi_token_index": 28,
+            },
+            "decoder": _T5GEMMA2_DECODER,
+            "image_token_index": 61,
         },
     ),
 }

@@ -219,6 +219,8 @@ def _layouts(slots: list[_Slot], backbone: keras.Model) -> dict[WeightKey, Huggi
 def _full_name(name: str, backbone: keras.Model) -> str:
     # Some converters leave out the name of the model inside the one with a head, or add it.
     kind = model_kind(backbone)
+    if kind.renamed is not None:
+        name = re.sub(*kind.renamed, name)
     if getattr(backbone, "vision_encoder", None) is None:
         name = name.replace("model.language_model.", "model.", 1)
     if not kind.prefix:

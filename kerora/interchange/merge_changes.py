@@ -128,20 +128,19 @@ def find_tensor(names: Collection[str], wanted: str, contents: AdapterContents) 
 
     The same tensor may be called `h.0.attn.c_attn.weight` in a file and
     `transformer.h.0.attn.c_attn.weight` in the model, or have the model's parts in another order
-    (`language_model.model.…`, `model.language_model.…`).
+    (`language_model.model.…`, `model.language_model.…`), or not name the part for text
+    (`encoder.layers.…`, `encoder.text_model.layers.…`).
 
     Raises:
         AdapterError: If there is none, or more than one.
     """
     if wanted in names:
         return wanted
-    parts = sorted(wanted.split("."))
+    parts = _parts(wanted)
     alike = [
         name
         for name in names
-        if wanted.endswith(f".{name}")
-        or name.endswith(f".{wanted}")
-        or sorted(name.split(".")) == parts
+        if wanted.endswith(f".{name}") or name.endswith(f".{wanted}") or _parts(name) == parts
     ]
     if len(alike) == 1:
         return alike[0]
@@ -151,6 +150,10 @@ def find_tensor(names: Collection[str], wanted: str, contents: AdapterContents) 
         f"named like '{next(iter(names), 'none')}'. Is it the base that the adapter was trained on"
         f"{f' ({contents.config.base})' if contents.config.base else ''}?"
     )
+
+
+def _parts(name: str) -> list[str]:
+    return sorted(part for part in name.split(".") if part != "text_model")
 
 
 def _low_rank_change(

@@ -18,12 +18,15 @@ class ModelKind:
         prefix: What stands before the names of the backbone's modules.
         head: Name of the module that gives the logits; None where there is none.
         other_prefixes: What stands there instead below other heads, or in older adapters.
+        renamed: A regular expression, and what the model of `transformers` has in place of what
+            matches it in the name of a file's tensor.
     """
 
     task_type: str
     prefix: str
     head: str | None
     other_prefixes: tuple[str, ...] = ()
+    renamed: tuple[str, str] | None = None
 
 
 _CAUSAL = ModelKind("CAUSAL_LM", "model.", "lm_head")
@@ -48,6 +51,9 @@ _KINDS = {
     "ESMBackbone": _encoder("esm"),
     "BartBackbone": _SEQ2SEQ,
     "T5GemmaBackbone": _SEQ2SEQ,
+    "T5Gemma2Backbone": dataclasses.replace(
+        _SEQ2SEQ, renamed=(r"^encoder\.(?=embed_tokens|layers|norm)", "encoder.text_model.")
+    ),
 }
 
 
@@ -58,6 +64,5 @@ def model_kind(backbone: keras.Model) -> ModelKind:
     A backbone that was loaded as the language model of a model that sees has the type of the latter
     as `language_model_of`, and the names that its layers have there.
     """
-    if getattr(backbone, "language_model_of", None) is not None:
-        return _INNER
-    return _KINDS.get(own_class(backbone).__name__, _CAUSAL)
+    is_inner = getattr(backbone, "language_model_of", None) is not None
+    return _KINDS.get(own_class(backbone).__name__, _INNER if is_inner else _CAUSAL)

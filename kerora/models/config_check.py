@@ -44,9 +44,15 @@ _NUMBERS = (
     *("final_logit_softcapping", "factor", "low_freq_factor", "high_freq_factor"),
     *("partial_rotary_factor", "beta_fast", "beta_slow", "swiglu_alpha", "swiglu_limit"),
 )
-_RATES = ("resid_pdrop", "dropout", "hidden_dropout_prob", "attention_dropout", "embd_pdrop")
+_RATES = (
+    *("resid_pdrop", "dropout", "dropout_rate", "hidden_dropout_prob", "attention_dropout"),
+    "embd_pdrop",
+)
 _SWITCHES = ("tie_word_embeddings", "use_sliding_window", "norm_topk_prob")
-_OBJECTS = ("text_config", "rope_parameters", "rope_scaling", "full_attention", "sliding_attention")
+_OBJECTS = (
+    *("text_config", "encoder", "decoder", "rope_parameters", "rope_scaling"),
+    *("full_attention", "sliding_attention"),
+)
 _LISTS = ("layer_types", "architectures")
 
 

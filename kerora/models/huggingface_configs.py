@@ -10,8 +10,9 @@ converters were written for.
 | `gemma4` | `per_layer_config` | `global_head_dim`, `num_global_key_value_heads` |
 | `qwen3_5_text`, `qwen3_5_moe_text` | the language model alone | it under `text_config` |
 
-Of a model that sees (`Gemma3ForConditionalGeneration` and its like) the language model alone is
-read: it gives the same logits for text, and takes no images and no memory for a vision tower.
+Of a model that sees (`Gemma3ForConditionalGeneration` and its like, T5Gemma 2) the language model
+alone is read: it gives the same logits for text, and takes no images and no memory for a vision
+tower.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from kerora.json_file import shown
 from kerora.models.errors import ModelSourceError
+from kerora.models.huggingface_t5gemma2 import complete_t5gemma2
 
 _GLOBAL_FIELDS = {
     "head_dim": "global_head_dim",
@@ -61,6 +63,8 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
         ModelSourceError: If single layers differ in what KerasHub has one value for.
     """
     family = config.get("model_type", "")
+    if family == "t5gemma2":
+        return complete_t5gemma2(config)
     if "vision_config" in config and family in _LANGUAGE_MODELS:
         return _language_model(config)
     if family in ("qwen3_5_text", "qwen3_5_moe_text"):

@@ -24,7 +24,9 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | `sliding_window` | T5Gemma (none in the encoder, one wider in the decoder) |
 | `token_dropout`, `rope_theta`, and the mask of padding | ESM |
 | `position_embedding_type` other than rotary | ESM: refused |
-| fields in which encoder and decoder differ | T5Gemma: refused |
+| fields in which encoder and decoder differ | T5Gemma, T5Gemma 2: refused |
+| `rope_theta` of full attention, the encoder's `sliding_window`, `eoi_embedding` | T5Gemma 2 |
+| `attn_logit_softcapping`, rotary scaling other than linear | T5Gemma 2: refused |
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from kerora.models.converters import text_config
 from kerora.models.errors import inexpressible
 from kerora.models.huggingface_esm import esm_arguments, mend_esm
 from kerora.models.huggingface_t5gemma import check_t5gemma, mend_t5gemma
+from kerora.models.huggingface_t5gemma2 import check_t5gemma2, mend_t5gemma2
 
 _GEMMA = ("gemma", "gemma2", "gemma3", "gemma3_text")
 _WITH_EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe")
@@ -71,6 +74,8 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
         return esm_arguments(config)
     if family == "t5gemma":
         check_t5gemma(config)
+    if family == "t5gemma2":
+        check_t5gemma2(config)
     if family == "gpt2":
         return _gpt2_arguments(text)
     if family in _LAYER_NORM_EPSILON or family == "distilbert":
@@ -123,6 +128,8 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
         mend_esm(backbone, config)
     if family == "t5gemma":
         mend_t5gemma(backbone, config)
+    if family == "t5gemma2":
+        mend_t5gemma2(backbone, config)
     if family in _LAYER_NORM_EPSILON:
         field, default = _LAYER_NORM_EPSILON[family]
         for layer, _ in sublayers(backbone):

@@ -36,7 +36,7 @@ from kerora.models.weight_loading import load_weights as fill_with_weights
 
 CHECKED_BACKBONES = (
     *("bert", "roberta", "xlm-roberta", "albert", "distilbert", "esm"),
-    *("bart", "t5gemma"),
+    *("bart", "t5gemma", "t5gemma2"),
 )
 _UNCHECKED_TASKS = ("gemma3n", "paligemma", "blip-2")
 # What KerasHub's `from_preset` makes something of; the rest it drops without a word.
@@ -191,6 +191,8 @@ def _is_huggingface(name: str) -> bool:
 
 def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models.Backbone:
     """Load the backbone of a Hugging Face folder, whether or not it is a causal language model.
+
+    Of a T5Gemma 2 encoder and decoder are loaded for text, without the vision tower.
 
     Args:
         source: A local folder or a `hf://` handle.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,14 +15,17 @@ from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
 from kerora.models.converters import UnroundedArray, converter_of_type, text_config
 from kerora.models.errors import ModelSourceError, told_of_source
 from kerora.models.huggingface_folder import FolderTensors
+from kerora.models.huggingface_t5gemma2 import set_end_of_image
 from kerora.models.large_tables import fill_rows, is_large
 
 _TIED_HEAD = "lm_head.weight"
 _TABLE = "embed_tokens.weight"
+_END_OF_IMAGE = "encoder.embed_tokens.eoi_embedding"
 _INNER = "model.language_model."
 # What a model that sees has beside its language model.
 _SIGHT = re.compile(
-    r"(model\.)?(vision_tower|multi_modal_projector|embed_vision|audio_tower|embed_audio|visual)\."
+    r"(model\.)?(encoder\.)?"
+    r"(vision_tower|multi_modal_projector|embed_vision|audio_tower|embed_audio|visual)\."
 )
 _ENCODER_NAMES = ("roberta.", "albert.", "distilbert.")
 # What BERT's and ESM's files may still call the weights of a norm.
@@ -53,7 +56,9 @@ def load_weights(
             backbone has no place for.
     """
     tied = bool(text_config(config).get("tie_word_embeddings"))
-    loader = TensorLoader(source, tensors, tied)
+    is_part = "language_model_of" in config
+    names = [name for name in tensors if not (is_part and _SIGHT.match(name))]
+    loader = TensorLoader(source, tensors, names, tied)
     with told_of_source(f"The weights of '{source}' cannot be read"), loader:
         # Qwen 3.5's converter prints an audit of its own.
         with contextlib.redirect_stdout(io.StringIO()):
@@ -62,12 +67,11 @@ def load_weights(
             _add_token_type(backbone, loader)
         if config["model_type"] == "gpt_oss":
             _load_plain_experts(backbone, loader)
+        if config["model_type"] == "t5gemma2":
+            set_end_of_image(backbone, loader.get_tensor(_END_OF_IMAGE))
     if tied:
         loader.taken.add(_TIED_HEAD)
-    held = set(loader.names)
-    if "language_model_of" in config:
-        held = {name for name in held if not _SIGHT.match(name)}
-    _check_all_taken(source, held, loader.taken)
+    _check_all_taken(source, set(names), loader.taken)
 
 
 class TensorLoader(SafetensorLoader):
@@ -76,6 +80,8 @@ class TensorLoader(SafetensorLoader):
     Args:
         source: The folder or handle that the tensors are from.
         tensors: The tensors by the names that they have.
+        names: The names of those that a converter may find. It finds them by how they end, and a
+            vision tower's end like an encoder's.
         tied: Whether the head is the table of embeddings, and stored once.
 
     Attributes:
@@ -83,11 +89,13 @@ class TensorLoader(SafetensorLoader):
         stood_in: Names of packed tensors that are stored plain.
     """
 
-    def __init__(self, source: str, tensors: Mapping[str, np.ndarray], tied: bool) -> None:
+    def __init__(
+        self, source: str, tensors: Mapping[str, np.ndarray], names: Sequence[str], tied: bool
+    ) -> None:
         super().__init__(source)
         self.source, self.tensors, self.tied = source, tensors, tied
         # Whether a name is there is asked often, and is to read nothing.
-        self.names = dict.fromkeys(tensors)
+        self.names = dict.fromkeys(names)
         self.taken: set[str] = set()
         self.stood_in: set[str] = set()
 
@@ -136,6 +144,9 @@ class TensorLoader(SafetensorLoader):
             if key.endswith(ending):
                 with contextlib.suppress(KeyError):
                     return self._stored(key.removesuffix(ending) + old)
+        # In the model, and in some files, T5Gemma 2's encoder has a part for text.
+        with contextlib.suppress(KeyError):
+            return self._stored(key.replace("encoder.", "encoder.text_model.", 1))
         # A language model alone is stored without the name that it has inside one that sees.
         if key.startswith(_INNER):
             key = "model." + key.removeprefix(_INNER)

@@ -14,7 +14,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.interchange import PEFT_TARGETS
-from benchmarks.tiny_transformers import MODELS, tiny_transformers, torch_logits
+from benchmarks.tiny_transformers import (
+    MODELS,
+    SEQUENCE_TO_SEQUENCE,
+    tiny_transformers,
+    torch_logits,
+)
 from kerora.adapters import AdapterError, LoraConfig, add_adapter
 from kerora.interchange import merge_changes, save_adapter
 from kerora.interchange.merge import merge_folder
@@ -80,7 +85,7 @@ def same_as_peft(model, base, merged, tolerance=1e-5):
     return changed
 
 
-@pytest.mark.parametrize("family", sorted(MODELS))
+@pytest.mark.parametrize("family", [*sorted(MODELS), *SEQUENCE_TO_SEQUENCE])
 def test_every_family_equals_merge_and_unload(family, tmp_path):
     base = tiny_transformers(family, tmp_path / "base")
     bias = "all" if family.startswith("qwen2") else "none"

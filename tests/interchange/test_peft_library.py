@@ -160,7 +160,7 @@ def test_a_tied_table_that_peft_cannot_tie_is_refused_by_name(tmp_path):
         save_adapter(model, tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("family", ["esm", "t5gemma"])
+@pytest.mark.parametrize("family", ["esm", "t5gemma", "t5gemma2"])
 def test_a_table_that_peft_adapts_otherwise_is_refused_by_name(family, tmp_path):
     tiny_transformers(family, tmp_path / "base")
     backbone = load_backbone(tmp_path / "base")

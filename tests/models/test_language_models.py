@@ -3,17 +3,19 @@
 import json
 import shutil
 
+import keras
 import keras_hub
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import kerora
 from benchmarks.tiny_transformers import keras_logits, tiny_transformers, torch_logits
 from kerora.models.errors import ModelSourceError
 from kerora.models.families import packing_support
-from kerora.models.loading import BUNDLED, load_task
+from kerora.models.loading import BUNDLED, load_backbone, load_task
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 pytest.importorskip("torch")
 
 SEEING = ["gemma3_vision", "gemma4_vision", "qwen3_5_vision"]
@@ -34,6 +36,88 @@ def test_it_takes_tokens_alone_and_holds_no_vision_tower(family, tmp_path):
     assert backbone.vision_encoder is None
     text = {"gemma3": 7, "gemma4": 6, "qwen3_5": 2}[family.removesuffix("_vision")]
     assert len(backbone.transformer_layers) == text
+
+
+def test_a_t5gemma2_takes_tokens_alone_and_holds_no_vision_tower(tmp_path):
+    tiny_transformers("t5gemma2", tmp_path)
+    backbone = load_backbone(tmp_path)
+    sides = ("encoder", "decoder")
+    inputs = {f"{side}_{kind}" for side in sides for kind in ("token_ids", "padding_mask")}
+    assert set(backbone.input) == inputs
+    assert backbone.vision_encoder is None
+    layers = (backbone.encoder_layers, backbone.decoder_layers)
+    assert [len(part) for part in layers] == [3, 2]
+
+
+def test_the_end_of_an_image_leaves_a_head_as_it_is(tmp_path):
+    # A head that is tied to the table has the table's own row for that token.
+    tiny_transformers("t5gemma2", tmp_path)
+    backbone = load_backbone(tmp_path)
+    table = backbone.decoder_token_embedding
+    rows = keras.ops.convert_to_numpy(table.embeddings)
+    hidden = np.eye(32, dtype="float32")[None]
+    logits = keras.ops.convert_to_numpy(table(hidden, reverse=True))
+    np.testing.assert_allclose(logits[0], rows.T, atol=1e-6)
+    looked_up = keras.ops.convert_to_numpy(table(np.array([[27, 28]])))[0]
+    np.testing.assert_array_equal(looked_up[0], rows[27])
+    assert np.abs(looked_up[1] - rows[28]).max() > 0.1
+
+
+def test_fields_that_a_t5gemma2_folder_leaves_out(tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 7, "vocab_size": 64}
+    # What `transformers` takes for them; the rotary positions have older names too.
+    left_out = {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 4096,
+        "layer_types": ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"],
+    }
+    rope = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 900.0},
+    }
+    full = {**sizes, **left_out, "rope_parameters": rope, "pad_token_id": 0}
+    tower = {"hidden_size": 16, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    tower |= {"intermediate_size": 24, "num_attention_heads": 2}
+    encoder = {"text_config": full, "vision_config": tower, "mm_tokens_per_image": 1}
+    tiny_transformers("t5gemma2", tmp_path, encoder=encoder, decoder=full)
+    old = {"rope_scaling": {"factor": 4.0, "rope_type": "linear"}, "rope_theta": 900.0}
+    short = {**sizes, **old, "rope_local_base_freq": 300.0}
+
+    def shorten(config):
+        config["encoder"] = {"text_config": short, "vision_config": tower}
+        config["decoder"] = {**short, "sliding_window_pattern": 3}
+        config["dropout_rate"] = 0.25
+        for name in ("tie_word_embeddings", "attention_dropout", "eoi_token_index"):
+            del config[name]
+
+    change_config(tmp_path, shorten)
+    reference = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    decoder = reference.eval().config.decoder
+    assert decoder.rope_parameters == rope
+    backbone = load_backbone(tmp_path)
+    assert backbone.dropout_rate == decoder.dropout_rate == 0.25
+    np.testing.assert_allclose(keras_logits(backbone), torch_logits(reference), atol=1e-4)
+
+
+def test_a_t5gemma2_in_which_no_token_ends_an_image(tmp_path):
+    tiny_transformers("t5gemma2", tmp_path)
+    change_config(tmp_path, lambda config: config["encoder"].update(eoi_token_index=None))
+    reference = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    backbone = load_backbone(tmp_path)
+    np.testing.assert_allclose(keras_logits(backbone), torch_logits(reference), atol=1e-4)
+
+
+def test_an_encoder_is_read_under_the_names_of_the_model(tmp_path):
+    reference = tiny_transformers("t5gemma2", tmp_path)
+    reference.save_pretrained(tmp_path, save_original_format=False)
+    with safe_open(tmp_path / "model.safetensors", "numpy") as file:
+        assert "model.encoder.text_model.layers.0.mlp.up_proj.weight" in file.keys()  # noqa: SIM118
+    backbone = load_backbone(tmp_path)
+    np.testing.assert_allclose(keras_logits(backbone), torch_logits(reference), atol=1e-4)
 
 
 def test_fields_that_published_folders_leave_out(tmp_path):

@@ -191,6 +191,47 @@ def test_what_t5gemma_layers_cannot_express_is_refused(part, field, value, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("part", "field", "value", "named"),
+    [
+        ("text", "rms_norm_eps", 1e-5, "encoder.text_config.rms_norm_eps"),
+        ("text", "query_pre_attn_scalar", 8, "encoder.text_config.query_pre_attn_scalar"),
+        ("text", "attention_bias", True, "encoder.text_config.attention_bias"),
+        ("text", "layer_types", ["full_attention"], "encoder.text_config.layer_types"),
+        ("decoder", "layer_types", ["chunked_attention"] * 2, "decoder.layer_types"),
+        ("decoder", "hidden_activation", "relu", "decoder.hidden_activation"),
+        ("decoder", "attn_logit_softcapping", 50.0, "decoder.attn_logit_softcapping"),
+        ("decoder", "is_causal", False, "decoder.is_causal"),
+        ("decoder", "sliding_window", 0, "decoder.sliding_window"),
+        ("decoder", "rope_parameters", {"rope_theta": 7.0}, "decoder.rope_parameters.rope_theta"),
+        ("decoder", "rope_scaling", {"rope_type": "yarn"}, "decoder.full_attention.rope_type"),
+        ("text", "rope_scaling", {"type": "llama3"}, "encoder.text_config.full_attention.type"),
+        (
+            *("text", "rope_parameters", {"sliding_attention": {"partial_rotary_factor": 0.5}}),
+            "encoder.text_config.sliding_attention.partial_rotary_factor",
+        ),
+        ("whole", "tie_word_embeddings", False, "tie_word_embeddings"),
+    ],
+)
+def test_what_t5gemma2_layers_cannot_express_is_refused(part, field, value, named, tmp_path):
+    tiny_transformers("t5gemma2", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    parts = {"text": config["encoder"]["text_config"], "decoder": config["decoder"]}
+    parts.get(part, config)[field] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelSourceError, match=f"`{named}"):
+        load_backbone(tmp_path)
+
+
+def test_a_field_of_the_wrong_type_in_an_encoder_is_named(tmp_path):
+    tiny_transformers("t5gemma2", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["encoder"]["text_config"]["num_hidden_layers"] = 10**9
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelSourceError, match=r"`encoder\.text_config\.num_hidden_layers`"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [("position_embedding_type", "absolute"), ("is_decoder", True), ("is_folding_model", True)],
 )
