@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from kerora.adapters import AdaptedModel, AdapterError, LoraConfig, add_adapter
-from kerora.adapters.config import Bias
+from kerora.adapters.config import PEFT_NAMES, Bias
 from kerora.adapters.lifecycle import forget_compiled_functions
 from kerora.interchange.keras_lora import load_keras_lora
+from kerora.keyword_hints import hints
 
 
 class Backbone(AdaptedModel):
     """Mixin of a KerasHub backbone: kerora's `enable_lora`."""
 
+    @hints(PEFT_NAMES)
     def enable_lora(
         self,
         rank: int,

@@ -380,6 +380,13 @@ class Task(StepModel, AdaptedModel):
             )
         if self._default_optimizer and not self.optimizer.built:
             adapted = bool(adapter_configs(self))
+            if not adapted:
+                warnings.warn(
+                    f"All {self.count_params():,} parameters train, for the model holds no "
+                    "adapter: call `model.backbone.enable_lora(rank)` first if it should. Your own "
+                    "`compile` says that this is meant.",
+                    stacklevel=3,
+                )
             self.optimizer.learning_rate = ADAPTER_LEARNING_RATE if adapted else FULL_LEARNING_RATE
 
     def save_to_preset(self, preset_dir: Any, **kwargs: Any) -> None:

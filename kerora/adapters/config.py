@@ -7,8 +7,17 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from kerora.adapters.errors import AdapterError
+from kerora.keyword_hints import hints
 
 Bias = Literal["none", "lora_only", "all"]
+PEFT_NAMES = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "exclude_modules": "exclude",
+    "adapter_name": "name",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,3 +84,6 @@ def _as_patterns(name: str, value: object) -> str | tuple[str, ...] | None:
     raise AdapterError(
         f"`{name}` must be a string or a non-empty sequence of strings. Received: {value!r}"
     )
+
+
+LoraConfig.__init__ = hints(PEFT_NAMES)(LoraConfig.__init__)  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ from keras import ops
 
 from kerora.adapters.compiled import compiled_functions_set_aside, forget_compiled_functions
 from kerora.adapters.config import LoraConfig
-from kerora.adapters.errors import AdapterError
+from kerora.adapters.errors import AdapterError, no_adapter
 from kerora.adapters.host import attach, become_base, become_host, detach, get_adapter, is_host
 from kerora.adapters.int8_head import is_int8_head
 from kerora.adapters.lora import EmbeddingLora
@@ -74,7 +74,7 @@ def set_active_adapters(model: keras.Model, names: tuple[str, ...] | list[str]) 
     known = adapter_configs(model)
     for name in names:
         if name not in known:
-            raise AdapterError(f"No adapter named {name!r}. This model holds: {list(known)}")
+            raise no_adapter(name, known)
     for host in _hosts(model):
         host.active_adapters = tuple(n for n in host.adapter_names if n in names)
         for name in host.adapter_names:
@@ -139,8 +139,7 @@ def merge_adapter(model: keras.Model, name: str = DEFAULT_NAME) -> None:
 def _held(model: keras.Model, name: str) -> list[Candidate]:
     held = adapted_layers(model, name)
     if not held:
-        known = list(adapter_configs(model))
-        raise AdapterError(f"No adapter named {name!r}. This model holds: {known}")
+        raise no_adapter(name, adapter_configs(model))
     return held
 
 

@@ -247,7 +247,9 @@ class Encoder:
         if self.on_long_row != "truncate":
             raise LongRow("too long", f"{len(ids)} tokens; sequence_length is {size}")
         if not any(learned[1:size]):
-            raise LongRow("prompt too long", f"the response starts after {size} tokens")
+            raise LongRow(
+                "prompt too long", f"sequence_length is {size}, the response starts later"
+            )
         return ids[:size], learned[:size]
 
     def response_text(self, row: Any) -> str:

@@ -13,9 +13,12 @@ A row of two texts is a prompt and its response.
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from kerora.data.errors import RowProblem
 
@@ -192,13 +195,20 @@ def field_text(
     if name not in row:
         raise RowProblem("missing field", f"no {name!r} among {sorted(map(str, row))}")
     value = row[name]
-    if value is None:
+    if _is_missing(value):
         value = ""
     if isinstance(value, bytes):
         raise RowProblem("wrong encoding", f"{name!r} holds bytes that are not UTF-8")
     if isinstance(value, Mapping | list | tuple):
         raise RowProblem("not text", f"{name!r} holds a {type(value).__name__}")
     return str(value) if empty else _filled(str(value), name, reason)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value stands for none: tables hold NaN there, or pandas' own NA."""
+    if isinstance(value, float | np.floating):
+        return math.isnan(value)
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _filled(text: str, name: str, reason: str = "empty field") -> str:
@@ -238,7 +248,7 @@ def _read_message(entry: Any) -> Message:
         raise RowProblem("not a conversation", f"a message is a {type(entry).__name__}")
     role_name = _first(entry, ("role", "from"))
     text_name = _first(entry, ("content", "value"))
-    wordless = text_name is None or entry[text_name] is None
+    wordless = text_name is None or _is_missing(entry[text_name])
     if role_name is None or (wordless and not entry.get("tool_calls")):
         raise RowProblem("missing field", f"a message holds {sorted(map(str, entry))}")
     role = _role(entry[role_name])

@@ -49,6 +49,8 @@ class DataReport:
     def lost(self) -> list[str]:
         """What was cut or left out, a sentence each; empty where everything was used."""
         lines = [f"{count:,} rows skipped: {reason}" for reason, count in self.skipped.items()]
+        if any("too long" in reason for reason in self.skipped):
+            lines.append("a larger sequence_length would keep those that are too long")
         if self.truncated:
             lines.insert(0, f"{self.truncated:,} examples were cut to the sequence length")
         return lines

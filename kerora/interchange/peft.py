@@ -18,6 +18,7 @@ import keras
 import numpy as np
 
 from kerora.adapters import AdapterError, LoraConfig, adapter_configs, add_adapter
+from kerora.adapters.errors import no_adapter
 from kerora.adapters.host import get_adapter, is_host
 from kerora.adapters.targets import select
 from kerora.interchange.atomic_folder import replaced_folder
@@ -72,9 +73,7 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
     layers = named_layers(model)
     held = [layer for layer in layers if _holds(layer, name)]
     if not held:
-        raise AdapterError(
-            f"No adapter named {name!r}. This model holds: {list(adapter_configs(model))}"
-        )
+        raise no_adapter(name, adapter_configs(model))
     adapters = {id(layer): get_adapter(layer.candidate.layer, name) for layer in held}
     config: LoraConfig = next(iter(adapters.values())).config
     _check_all_saved(model, config)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import keras_hub
 import numpy as np
 
@@ -41,6 +42,7 @@ CHECKED_BACKBONES = (
 _UNCHECKED_TASKS = ("gemma3n", "paligemma", "blip-2")
 # What KerasHub's `from_preset` makes something of; the rest it drops without a word.
 _OPTIONS = ("dtype", "preprocessor", "load_weights", "name", "trainable", "compile")
+_DTYPES = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16")
 BUNDLED = {"tiny_gemma": Path(__file__).parent / "tiny_gemma"}
 
 
@@ -88,6 +90,7 @@ def load_task_and_template(
                 f"`from_preset` takes {', '.join(_OPTIONS)} beside the source. Received: "
                 f"{option}.{_near(option, _OPTIONS)}"
             )
+    _check_dtype(kwargs.get("dtype"))
     with _file_systems(source):
         name = resolve_source(source)
         if is_gguf(name):
@@ -101,6 +104,20 @@ def load_task_and_template(
             task = keras_hub.models.CausalLM.from_preset(name, **kwargs)
         _check_preprocessor(task.preprocessor, name)
         return task, _own_template(name)
+
+
+def _check_dtype(dtype: Any) -> None:
+    if not isinstance(dtype, str):
+        return
+    try:
+        of_weights = keras.dtype_policies.get(dtype).variable_dtype
+    except ValueError:
+        of_weights = ""
+    if "float" not in of_weights:
+        raise ModelSourceError(
+            f"`dtype` is the type of the weights: {', '.join(_DTYPES)}. Received: {dtype!r}."
+            f"{_near(dtype, _DTYPES)}"
+        )
 
 
 def _check_preprocessor(preprocessor: Any, name: str) -> None:

@@ -19,3 +19,7 @@ class NonFiniteLoss(ValueError):  # noqa: N818 - the name says what happened
     def __init__(self, step: int, message: str) -> None:
         super().__init__(message)
         self.step = step
+
+
+class OutOfMemory(ValueError):  # noqa: N818 - the name says what happened
+    """A step needs more memory than the device has."""

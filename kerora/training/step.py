@@ -87,6 +87,8 @@ class StepModel(ModelMixin):
     Expects `self.backbone` and `self.preprocessor`; `compile` sets `_compiled`.
     """
 
+    train_function: Any
+    test_function: Any
     _compiled: CompiledStep
     _in_step: bool = False
 
@@ -121,6 +123,30 @@ class StepModel(ModelMixin):
         if keras.backend.backend() == "jax":
             keep_freed_memory()
         return super()._symbolic_build(*args, **kwargs)
+
+    def make_train_function(self, force: bool = False) -> None:
+        made_before = self.train_function
+        super().make_train_function(force)
+        if keras.backend.backend() == "jax" and self.train_function is not made_before:
+            from kerora.training.step_jax import guarded
+
+            def variables() -> Any:
+                kinds = self.trainable_variables, self.non_trainable_variables
+                return *kinds, self.optimizer.variables, self.metrics_variables
+
+            self.train_function = guarded(self, self.train_function, variables)
+
+    def make_test_function(self, force: bool = False) -> None:
+        made_before = self.test_function
+        super().make_test_function(force)
+        if keras.backend.backend() == "jax" and self.test_function is not made_before:
+            from kerora.training.step_jax import guarded
+
+            def variables() -> Any:
+                kinds = self.trainable_variables, self.non_trainable_variables
+                return *kinds, self.metrics_variables
+
+            self.test_function = guarded(self, self.test_function, variables)
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         with self._step():

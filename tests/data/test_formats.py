@@ -1,3 +1,5 @@
+import numpy as np
+import pandas
 import pytest
 
 from kerora.data.errors import RowProblem
@@ -63,6 +65,10 @@ def test_fields_are_recognised(row, example):
         ({"prompt": "P", "response": ""}, "empty response", "response"),
         ({"prompt": "P", "response": None}, "empty response", "response"),
         ({"prompt": "P", "response": " \n"}, "empty response", "response"),
+        ({"prompt": "P", "response": float("nan")}, "empty response", "response"),
+        ({"prompt": "P", "response": np.float32("nan")}, "empty response", "response"),
+        ({"prompt": "P", "response": pandas.NA}, "empty response", "response"),
+        ({"instruction": pandas.NaT, "response": "R"}, "empty field", "instruction"),
         ({"instruction": "", "response": "R"}, "empty field", "instruction"),
         ({"prompt": {"a": 1}, "response": "R"}, "not text", "dict"),
         ({"instruction": "I"}, "missing field", "without one of"),

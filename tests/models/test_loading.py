@@ -322,6 +322,12 @@ def test_an_argument_that_would_do_nothing_is_refused():
         from_preset("tiny_gemma", dtyp="bfloat16")
 
 
+@pytest.mark.parametrize("dtype", ["bfloat61", "int32"])
+def test_a_type_that_weights_cannot_have_is_refused(dtype):
+    with pytest.raises(ModelSourceError, match=f"float32, bfloat16, .* Received: '{dtype}'"):
+        from_preset("tiny_gemma", dtype=dtype)
+
+
 def test_the_bundled_model_is_loaded():
     model = load_task("tiny_gemma")
     assert isinstance(model, keras_hub.models.GemmaCausalLM)

@@ -1,0 +1,65 @@
+"""On JAX a step that fails gives the model its values back.
+
+Keras takes the values out of a model's variables at the start of an epoch, hands them from step to
+step, and puts them back when it ends. What goes wrong before a first step is done (too little
+memory, a row that cannot be read, Ctrl-C while XLA compiles) leaves it a model without values.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from kerora.training.errors import OutOfMemory
+
+_NO_MEMORY = "RESOURCE_EXHAUSTED"
+_LOST = " The model's values went with the step: load it again."
+
+
+Variables = Sequence[keras.Variable]
+Step = Callable[[Any, Any], Any]
+
+
+def guarded(model: Any, step: Step, variables: Callable[[], Sequence[Variables]]) -> Step:
+    """A compiled step of Keras' `fit` or `evaluate` that loses no values when it fails.
+
+    Args:
+        model: Whose step it is.
+        step: Takes the state, a list of arrays for each kind of variables, and an iterator over
+            batches.
+        variables: Gives those of each kind.
+
+    Returns:
+        The same step. It raises `OutOfMemory` in place of XLA's error.
+    """
+
+    @functools.wraps(step)
+    def guarded_step(state: Any, iterator: Any) -> Any:
+        try:
+            return step(state, iterator)
+        except BaseException as error:
+            lost = "" if _give_back(model, state, variables()) else _LOST
+            if _NO_MEMORY in str(error):
+                raise OutOfMemory(
+                    f"A step needs more memory than there is ({str(error).splitlines()[0]}). Lower "
+                    f"`sequence_length` or `batch_size`, or see `kerora.rematerialise`.{lost}"
+                ) from error
+            if lost:
+                error.add_note(lost.strip())
+            raise
+
+    return guarded_step
+
+
+def _give_back(model: Any, state: Any, variables: Sequence[Variables]) -> bool:
+    """Puts the values of a state back into the variables; False where the step took them over."""
+    arrays = [array for part in state for array in part]
+    if any(array.is_deleted() for array in arrays):
+        return False
+    for variable, array in zip((v for kind in variables for v in kind), arrays, strict=True):
+        variable.assign(array)
+    model._jax_state_synced = True
+    return True
