@@ -37,6 +37,7 @@ from kerora.adapters.targets import sublayers
 from kerora.models.converters import text_config
 from kerora.models.errors import inexpressible
 from kerora.models.huggingface_esm import esm_arguments, mend_esm
+from kerora.models.huggingface_gemma3n import mend_gemma3n
 from kerora.models.huggingface_t5gemma import check_t5gemma, mend_t5gemma
 
 _GEMMA = ("gemma", "gemma2", "gemma3", "gemma3_text")
@@ -123,6 +124,8 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
         mend_esm(backbone, config)
     if family == "t5gemma":
         mend_t5gemma(backbone, config)
+    if family == "gemma3n":
+        mend_gemma3n(backbone)
     if family in _LAYER_NORM_EPSILON:
         field, default = _LAYER_NORM_EPSILON[family]
         for layer, _ in sublayers(backbone):

@@ -38,7 +38,7 @@ CHECKED_BACKBONES = (
     *("bert", "roberta", "xlm-roberta", "albert", "distilbert", "esm"),
     *("bart", "t5gemma"),
 )
-_UNCHECKED_TASKS = ("gemma3n", "paligemma", "blip-2")
+_UNCHECKED_TASKS = ("paligemma", "blip-2")
 BUNDLED = {"tiny_gemma": Path(__file__).parent / "tiny_gemma"}
 
 
