@@ -6,12 +6,11 @@ it gives the same logits, may be quantised or hold an adapter, and training need
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import keras
 
-from kerora.models.extended_layers import extend_layer
+from kerora.models.extended_layers import extend_layer, replace_layer
 
 # Those of `transformers`.
 _DEFAULTS = {
@@ -70,12 +69,15 @@ def mend_gemma3n(backbone: keras.Model) -> None:
         backbone: A `keras_hub.models.Gemma3nBackbone` that no task was made around yet.
     """
     model: Any = backbone.language_model
-    table: Any = model.embed_tokens.embedding
-    table.__class__ = keras.layers.ReversibleEmbedding
-    # Keras reads it off a layer when that is made, and has no public way to read it again.
-    table._call_signature = inspect.signature(table.call)
-    table.tie_weights, table.reverse_dtype = True, None
-    table.logit_soft_cap = model.final_logit_soft_cap
+    table = model.embed_tokens.embedding
+    head = keras.layers.ReversibleEmbedding(
+        table.input_dim,
+        table.output_dim,
+        logit_soft_cap=model.final_logit_soft_cap,
+        name=table.name,
+        dtype=table.dtype_policy,
+    )
+    replace_layer(model.embed_tokens, "embedding", head)
     extend_layer(model, _Head)
 
 
