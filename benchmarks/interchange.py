@@ -48,8 +48,8 @@ _GEMMA4 = [*_ATTENTION, "per_layer_input_gate", "per_layer_projection"]
 _GEMMA3N = r".*(_proj|linear_left|linear_right|per_layer_input_gate|projection|projections\.\d)"
 _NO_POOLER = r"encoder\..*(query|key|value|dense)"
 # Where PEFT's "all-linear" takes in what kerora has not: experts, and gates of one output, whose
-# rank is 1; the pooler, which KerasHub's RoBERTa and ESM have not; the vision tower of a model that
-# sees; Gemma 3n's mixing coefficients. Gemma 4's feed-forward layers are never called by KerasHub.
+# rank is 1; the pooler, which KerasHub's RoBERTa and ESM have not; and the vision tower of a model
+# that sees. Gemma 4's feed-forward layers are never called by KerasHub.
 PEFT_TARGETS: dict[str, list[str] | str] = {
     "mixtral": _ATTENTION,
     "qwen2_moe": _ATTENTION + _SHARED,
@@ -57,7 +57,6 @@ PEFT_TARGETS: dict[str, list[str] | str] = {
     "qwen3_moe": _ATTENTION,
     "qwen3_5_moe": _ATTENTION + _LINEAR_ATTENTION + _SHARED,
     "gemma3_vision": r".*language_model\..*_proj",
-    "gemma3n": _GEMMA3N,
     "gemma3n_vision": rf"model\.language_model\.{_GEMMA3N}",
     "gemma4": _GEMMA4,
     "gemma4_vision": rf".*language_model\..*({'|'.join(_GEMMA4)})",

@@ -25,6 +25,8 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | `token_dropout`, `rope_theta`, and the mask of padding | ESM |
 | `position_embedding_type` other than rotary | ESM: refused |
 | fields in which encoder and decoder differ | T5Gemma: refused |
+| `rope_parameters` (the base of local layers) | Gemma 3n |
+| `rope_parameters` (scaling), `attention_bias`, `tie_word_embeddings` false | Gemma 3n: refused |
 """
 
 from __future__ import annotations
