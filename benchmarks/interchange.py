@@ -45,6 +45,7 @@ _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _SHARED = [f"shared_expert.{name}_proj" for name in ("gate", "up", "down")]
 _LINEAR_ATTENTION = ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"]
 _GEMMA4 = [*_ATTENTION, "per_layer_input_gate", "per_layer_projection"]
+_GEMMA3N = r".*(_proj|linear_left|linear_right|per_layer_input_gate|projection|projections\.\d)"
 _NO_POOLER = r"encoder\..*(query|key|value|dense)"
 # Where PEFT's "all-linear" takes in what kerora has not: experts, and gates of one output, whose
 # rank is 1; the pooler, which KerasHub's RoBERTa and ESM have not; and the vision tower of a model
@@ -56,6 +57,7 @@ PEFT_TARGETS: dict[str, list[str] | str] = {
     "qwen3_moe": _ATTENTION,
     "qwen3_5_moe": _ATTENTION + _LINEAR_ATTENTION + _SHARED,
     "gemma3_vision": r".*language_model\..*_proj",
+    "gemma3n_vision": rf"model\.language_model\.{_GEMMA3N}",
     "gemma4": _GEMMA4,
     "gemma4_vision": rf".*language_model\..*({'|'.join(_GEMMA4)})",
     "qwen3_5_vision": r".*language_model\..*proj.*",

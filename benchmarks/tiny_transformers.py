@@ -55,6 +55,27 @@ _GEMMA4 = {
     "hidden_size_per_layer_input": 8,
     "vocab_size_per_layer_input": 64,
 }
+_GEMMA3N = {
+    **_WIDE_HEADS,
+    # The last eight are those of images and sounds.
+    "vocab_size": 72,
+    "vocab_size_per_layer_input": 60,
+    "num_hidden_layers": 6,
+    "intermediate_size": [48, 40, 48, 48, 40, 48],
+    "activation_sparsity_pattern": [0.9, 0.0, 0.5, 0.0, 0.3, 0.0],
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "sliding_window": 4,
+    "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 8,
+    "altup_num_inputs": 3,
+    "altup_active_idx": 1,
+    "laurel_rank": 5,
+    "final_logit_softcapping": 9.0,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 700.0},
+        "full_attention": {"rope_type": "default", "rope_theta": 9000.0},
+    },
+}
 _QWEN3_5 = {
     **_WIDE_HEADS,
     "layer_types": ["linear_attention", "full_attention"],
@@ -156,6 +177,23 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "vision_config": {**_TOWER, "image_size": 28},
             "mm_tokens_per_image": 1,
             "image_token_index": 61,
+        },
+    ),
+    "gemma3n": ("Gemma3nTextConfig", _GEMMA3N),
+    "gemma3n_vision": (
+        "Gemma3nConfig",
+        {
+            "text_config": _GEMMA3N,
+            "vision_config": {"hidden_size": 16, "vocab_size": 4, "vocab_offset": 64},
+            "audio_config": {
+                "hidden_size": 16,
+                "conf_num_hidden_layers": 1,
+                "conf_num_attention_heads": 2,
+                "vocab_size": 4,
+                "vocab_offset": 68,
+            },
+            "image_token_id": 64,
+            "audio_token_id": 68,
         },
     ),
     "gemma4": ("Gemma4TextConfig", _GEMMA4),
@@ -270,6 +308,8 @@ def tiny_transformers(name: str, folder: Path, **overrides: Any) -> Any:
     config = getattr(transformers, config_class)(
         **{**fields, **overrides}, attn_implementation="eager"
     )
+    if name == "gemma3n_vision":
+        _stand_in_for_timm()
     torch.manual_seed(0)
     model = _automatic_class(name).from_config(config).eval()
     with torch.no_grad():
@@ -291,6 +331,24 @@ def _automatic_class(name: str) -> Any:
     if name.endswith("_vision"):
         return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
+
+
+def _stand_in_for_timm() -> None:
+    # Gemma 3n's tower for images comes from timm, which nothing else needs; text never sees it.
+    import torch
+    import transformers
+
+    vision_config = transformers.Gemma3nConfig.sub_configs["vision_config"]
+
+    class Tower(transformers.PreTrainedModel):
+        config_class = vision_config
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.timm_model = torch.nn.Linear(config.hidden_size, config.hidden_size)
+            self.post_init()
+
+    transformers.AutoModel.register(vision_config, Tower, exist_ok=True)
 
 
 def torch_logits(

@@ -107,7 +107,8 @@ def select(
         AdapterError: If a pattern matches no layer, all matches are excluded, or an adapter on one
             of them would be ignored.
     """
-    everything = candidates(model)
+    surplus = _surplus(model)
+    everything = [c for c in candidates(model) if id(c.layer) not in surplus]
     if targets is None:
         chosen = [c for c in everything if c.layer.name in QUERY_VALUE_NAMES and _is_text(c)]
         if not chosen:
@@ -131,6 +132,20 @@ def select(
             raise AdapterError(f"`exclude` leaves no target. Received: exclude={exclude!r}")
     _check_called(model, chosen)
     return chosen
+
+
+def _surplus(model: keras.layers.Layer) -> set[int]:
+    """The identities of projections to keys and values in layers that take those of another.
+
+    KerasHub's Gemma 3n builds them all the same. `transformers` has none there.
+    """
+    return {
+        id(child)
+        for parent, _ in sublayers(model)
+        if getattr(parent, "is_kv_shared_layer", False)
+        for child in parent._layers
+        if child.name in ("k_proj", "v_proj")
+    }
 
 
 def _bypassed(model: keras.layers.Layer) -> dict[int, str]:

@@ -278,7 +278,8 @@ def _short_names(adapted: list[str], all_modules: list[str]) -> list[str]:
     for module in adapted:
         short = module.rpartition(".")[2]
         alike = {name for name in all_modules if name == short or name.endswith("." + short)}
-        names.add(short if alike <= chosen else module)
+        # The number of a module in a list would mean whatever has that number in another.
+        names.add(short if alike <= chosen and not short.isdigit() else module)
     return sorted(names)
 
 

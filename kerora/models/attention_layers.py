@@ -40,12 +40,15 @@ class AttentionLayer:
         options: reads the options off a built layer; `None` if it does more than they can say.
         repeats: the attribute that says how often keys and values are repeated for their queries,
             where the layer repeats them before `_compute_attention`.
+        heads_first: whether queries, keys and values come as `(batch, heads, length, dim)`, and the
+            probabilities are returned beside the output.
     """
 
     module: str
     class_name: str
     options: Callable[[Any], AttentionOptions | None]
     repeats: str | None = "num_key_value_groups"
+    heads_first: bool = False
 
 
 def _gemma(layer: Any) -> AttentionOptions | None:
@@ -57,6 +60,12 @@ def _gemma(layer: Any) -> AttentionOptions | None:
         dim = layer.hidden_dim // layer.num_query_heads
     window = layer.sliding_window_size if layer.use_sliding_window_attention else None
     return AttentionOptions(1 / math.sqrt(dim), layer.logit_soft_cap, window)
+
+
+def _gemma3n(layer: Any) -> AttentionOptions | None:
+    if layer.attention_dropout:
+        return None
+    return AttentionOptions(1.0, window=layer.sliding_window)
 
 
 def _plain(layer: Any) -> AttentionOptions:
@@ -97,6 +106,13 @@ def _gpt_oss(layer: Any) -> AttentionOptions:
 ATTENTION_LAYERS = (
     AttentionLayer("gemma.gemma_attention", "CachedGemmaAttention", _gemma, repeats=None),
     AttentionLayer("gemma3.gemma3_attention", "CachedGemma3Attention", _gemma, repeats=None),
+    AttentionLayer(
+        "gemma3n.gemma3n_attention",
+        "Gemma3nTextAttention",
+        _gemma3n,
+        repeats=None,
+        heads_first=True,
+    ),
     AttentionLayer("llama.llama_attention", "LlamaAttention", _plain),
     AttentionLayer(
         "mistral.mistral_attention", "CachedMistralAttention", _mistral, "_num_key_value_groups"

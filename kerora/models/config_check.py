@@ -16,7 +16,7 @@ from kerora.models.huggingface_folder import TensorPlace
 
 _LAYERS = (
     *("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"),
-    "num_kv_shared_layers",
+    *("num_kv_shared_layers", "altup_num_inputs", "altup_active_idx"),
 )
 _SIZES = (
     *("vocab_size", "vocab_size_per_layer_input", "type_vocab_size"),
@@ -28,6 +28,7 @@ _SIZES = (
     *("head_dim", "global_head_dim", "linear_key_head_dim", "linear_value_head_dim"),
     *("linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim"),
     *("num_experts", "num_local_experts", "num_experts_per_tok", "n_positions"),
+    "laurel_rank",
 )
 # Lengths of text need no tensor.
 _LENGTHS = ("max_position_embeddings", "sliding_window", "original_max_position_embeddings")
@@ -36,7 +37,7 @@ _LONGEST_NAME = 100
 _MAY_BE_ZERO = (
     *("sliding_window", "num_kv_shared_layers", "hidden_size_per_layer_input"),
     *("moe_intermediate_size", "shared_expert_intermediate_size", "num_experts"),
-    *("vocab_size_per_layer_input", "type_vocab_size"),
+    *("vocab_size_per_layer_input", "type_vocab_size", "altup_active_idx"),
 )
 _NUMBERS = (
     *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta"),
@@ -48,7 +49,10 @@ _RATES = (
     *("resid_pdrop", "dropout", "dropout_rate", "hidden_dropout_prob", "attention_dropout"),
     "embd_pdrop",
 )
-_SWITCHES = ("tie_word_embeddings", "use_sliding_window", "norm_topk_prob")
+_SWITCHES = (
+    *("tie_word_embeddings", "use_sliding_window", "norm_topk_prob"),
+    *("attention_bias", "altup_correct_scale"),
+)
 _OBJECTS = (
     *("text_config", "encoder", "decoder", "rope_parameters", "rope_scaling"),
     *("full_attention", "sliding_attention"),
@@ -103,6 +107,13 @@ class _Check:
                 self._expect(full, value, fine, f"a text of up to {_LONGEST_NAME} characters")
             elif name in _SWITCHES:
                 self._expect(full, value, isinstance(value, bool), "true or false")
+            elif name == "intermediate_size" and isinstance(value, list):
+                # One for each layer.
+                for each in value:
+                    self._size(name, full, each)
+            elif name == "activation_sparsity_pattern":
+                fine = isinstance(value, list) and all(map(_is_number, value))
+                self._expect(full, value, fine, "a list of numbers")
             elif name in self._most:
                 self._size(name, full, value)
             elif name in _NUMBERS:

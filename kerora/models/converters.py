@@ -87,9 +87,7 @@ def empty_backbone(source: str, config: dict[str, Any], **kwargs: Any) -> keras.
         config: Its completed `config.json`.
         **kwargs: Arguments for the backbone's constructor that replace the converter's.
     """
-    from keras_hub.src.utils.transformers.preset_loader import TransformersPresetLoader
-
-    loader = TransformersPresetLoader(source, config)
+    loader = _preset_loader(source, config)
     with told_of_source(f"KerasHub cannot build a model from the config.json of '{source}'"):
         return loader.load_backbone(loader.check_backbone_class(), load_weights=False, **kwargs)
 
@@ -106,9 +104,7 @@ def causal_lm(source: str, config: dict[str, Any], backbone: keras.Model, **kwar
     Raises:
         ModelSourceError: If KerasHub has no causal language model around such a backbone.
     """
-    from keras_hub.src.utils.transformers.preset_loader import TransformersPresetLoader
-
-    loader = TransformersPresetLoader(source, config)
+    loader = _preset_loader(source, config)
     # Of two classes around one backbone KerasHub's own search takes either.
     name = loader.check_backbone_class().__name__.replace("Backbone", "CausalLM")
     kind = getattr(keras_hub.models, name, None)
@@ -127,22 +123,33 @@ def converter_of_type(model_type: str) -> ModuleType:
     Raises:
         ModelSourceError: If KerasHub has none.
     """
-    from keras_hub.src.utils.transformers.preset_loader import TransformersPresetLoader
-
     try:
-        return TransformersPresetLoader("", {"model_type": model_type}).converter
+        return _preset_loader("", {"model_type": model_type}).converter
     except ValueError as error:
         raise ModelSourceError(
             f"KerasHub cannot read Hugging Face models of type '{model_type}'."
         ) from error
 
 
+def _preset_loader(source: str, config: dict[str, Any]) -> Any:
+    from keras_hub.src.utils.transformers.preset_loader import TransformersPresetLoader
+
+    loader = TransformersPresetLoader(source, config)
+    if config["model_type"] == "gemma3n":
+        from kerora.models import gemma3n_converter
+
+        loader.converter = gemma3n_converter
+    return loader
+
+
 def converter_of_backbone(backbone: keras.Model) -> ModuleType | None:
     """The converter that fills this kind of backbone from a Hugging Face folder, if any."""
     from keras_hub.src.utils.transformers import preset_loader
 
+    from kerora.models import gemma3n_converter
+
     kind = own_class(backbone)
-    converters = [
+    converters = [gemma3n_converter] + [
         value
         for name, value in vars(preset_loader).items()
         if name.startswith("convert_") and hasattr(value, "convert_weights")

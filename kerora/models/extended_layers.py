@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -18,6 +19,30 @@ def extend_layer(layer: keras.layers.Layer, mixin: type) -> None:
     own: Any = type(layer)
     extension: Any = mixin
     layer.__class__ = _extended(own, extension)
+
+
+def replace_layer(owner: keras.layers.Layer, name: str, replacement: keras.layers.Layer) -> None:
+    """Put another layer in the place of one that a built layer holds, with its only variable.
+
+    Args:
+        owner: A built layer.
+        name: The attribute of it that holds the layer that goes.
+        replacement: A layer of the same name, not built yet, that makes one variable when it is.
+    """
+    replaced: Any = getattr(owner, name)
+    replacing: Any = replacement
+    (variable,) = replaced.weights
+    owner._tracker.unlock()
+    owner._tracker.untrack(replaced)
+    setattr(owner, name, replacement)
+    owner._tracker.lock()
+    replacing.add_weight = lambda *args, **kwargs: variable
+    with contextlib.ExitStack() as scopes:
+        # Keras makes a layer's path of the names that it is built within.
+        for part in replaced.path.split("/")[:-1]:
+            scopes.enter_context(keras.name_scope(part))
+        replacing.build()
+    del replacing.add_weight
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from typing import Any
 _ROTARY = (
     "GemmaBackbone",
     "Gemma3Backbone",
+    "Gemma3nBackbone",
     "LlamaBackbone",
     "MistralBackbone",
     "QwenBackbone",
@@ -62,6 +63,14 @@ def packing_support(backbone: Any, sequence_length: int | None = None) -> tuple[
     if any(name in _ROTARY for name in names):
         return _rotary_support(backbone, sequence_length)
     return False, f"how {type(backbone).__name__} uses its padding mask is not known to kerora"
+
+
+def decoder_blocks(backbone: Any) -> list[Any]:
+    """The decoder blocks of a KerasHub backbone, in order; none where it has no list of them."""
+    # Gemma 3n's are those of a model inside of it.
+    names = [cls.__name__ for cls in type(backbone).__mro__]
+    holder = backbone.language_model if "Gemma3nBackbone" in names else backbone
+    return list(getattr(holder, "transformer_layers", None) or [])
 
 
 def _rotary_support(backbone: Any, sequence_length: int | None) -> tuple[bool, str]:

@@ -9,6 +9,7 @@ converters were written for.
 | `bart` | `encoder_layers` | `num_hidden_layers` |
 | `gemma4` | `per_layer_config` | `global_head_dim`, `num_global_key_value_heads` |
 | `qwen3_5_text`, `qwen3_5_moe_text` | the language model alone | it under `text_config` |
+| `gemma3n_text` | the language model alone, and no field that has its default | all fields there |
 
 Of a model that sees (`Gemma3ForConditionalGeneration` and its like, T5Gemma 2) the language model
 alone is read: it gives the same logits for text, and takes no images and no memory for a vision
@@ -21,6 +22,7 @@ from typing import Any
 
 from kerora.json_file import shown
 from kerora.models.errors import ModelSourceError
+from kerora.models.huggingface_gemma3n import with_gemma3n_defaults
 from kerora.models.huggingface_t5gemma2 import complete_t5gemma2
 
 _GLOBAL_FIELDS = {
@@ -30,6 +32,7 @@ _GLOBAL_FIELDS = {
 # The types of models that see, and of their language models alone.
 _LANGUAGE_MODELS = {
     "gemma3": "gemma3_text",
+    "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
@@ -67,6 +70,12 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
         return complete_t5gemma2(config)
     if "vision_config" in config and family in _LANGUAGE_MODELS:
         return _language_model(config)
+    if family == "gemma3n_text":
+        return {
+            "model_type": "gemma3n",
+            "architectures": config.get("architectures"),
+            "text_config": with_gemma3n_defaults(config),
+        }
     if family in ("qwen3_5_text", "qwen3_5_moe_text"):
         return {
             "model_type": family.removesuffix("_text"),

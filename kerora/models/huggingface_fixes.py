@@ -27,6 +27,8 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | fields in which encoder and decoder differ | T5Gemma, T5Gemma 2: refused |
 | `rope_theta` of full attention, the encoder's `sliding_window`, `eoi_embedding` | T5Gemma 2 |
 | `attn_logit_softcapping`, rotary scaling other than linear | T5Gemma 2: refused |
+| `rope_parameters` (the base of local layers) | Gemma 3n |
+| `rope_parameters` (scaling), `attention_bias`, `tie_word_embeddings` false | Gemma 3n: refused |
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from kerora.adapters.targets import sublayers
 from kerora.models.converters import text_config
 from kerora.models.errors import inexpressible
 from kerora.models.huggingface_esm import esm_arguments, mend_esm
+from kerora.models.huggingface_gemma3n import mend_gemma3n
 from kerora.models.huggingface_t5gemma import check_t5gemma, mend_t5gemma
 from kerora.models.huggingface_t5gemma2 import check_t5gemma2, mend_t5gemma2
 
@@ -130,6 +133,8 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
         mend_t5gemma(backbone, config)
     if family == "t5gemma2":
         mend_t5gemma2(backbone, config)
+    if family == "gemma3n":
+        mend_gemma3n(backbone)
     if family in _LAYER_NORM_EPSILON:
         field, default = _LAYER_NORM_EPSILON[family]
         for layer, _ in sublayers(backbone):

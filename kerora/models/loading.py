@@ -39,7 +39,13 @@ CHECKED_BACKBONES = (
     *("bert", "roberta", "xlm-roberta", "albert", "distilbert", "esm"),
     *("bart", "t5gemma", "t5gemma2"),
 )
-_UNCHECKED_TASKS = ("gemma3n", "paligemma", "blip-2")
+# Models that see whose language models alone would not be themselves, and why.
+_INSEPARABLE = {
+    "paligemma": "whose prompts are read in both directions: its processor marks them so "
+    "(`token_type_ids`), and a causal language model reads forwards alone",
+    "blip-2": "which answers from the query tokens of an image; its language model is an OPT or "
+    "Flan-T5 that was left as it is published by itself",
+}
 # What KerasHub's `from_preset` makes something of; the rest it drops without a word.
 _OPTIONS = ("dtype", "preprocessor", "load_weights", "name", "trainable", "compile")
 _DTYPES = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16")
@@ -50,9 +56,9 @@ def load_task(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models
     """Load a KerasHub causal language model.
 
     A Hugging Face folder is read tensor by tensor, and gives what `transformers` gives: what
-    KerasHub's converters drop from its configuration is put back. Of a Gemma 3 that sees images the
-    language model alone is loaded. A GGUF file is read in the same way; its quantised weights
-    become `dtype`.
+    KerasHub's converters drop from its configuration is put back. Of a model that sees (Gemma 3, 3n
+    and 4, Qwen 3.5) the language model alone is loaded. A GGUF file is read in the same way; its
+    quantised weights become `dtype`.
 
     Args:
         source: The bundled `"tiny_gemma"`, the name of a KerasHub preset (`"gemma_2b_en"`), a
@@ -316,11 +322,12 @@ def _load_huggingface(
     if tensors is None:
         tensors = FolderTensors(source_places(name))
     config = _checked_config(name, tensors)
-    if config["model_type"] in _UNCHECKED_TASKS:
+    if config["model_type"] in _INSEPARABLE:
         raise ModelSourceError(
-            f"kerora has not been checked against `transformers` for models of type "
-            f"'{config['model_type']}', which read more than text. Load '{name}' with "
-            "`keras_hub.models.CausalLM.from_preset`, and give what you get to `kerora.adapt`."
+            f"'{name}' is of type '{config['model_type']}', {_INSEPARABLE[config['model_type']]}. "
+            "So kerora loads no language model of it for text alone. Load all of it with "
+            "`keras_hub.models.CausalLM.from_preset`, and give what you get to `kerora.adapt`; "
+            "it has not been checked against `transformers`."
         )
     backbone = _load_huggingface_backbone(name, config, tensors, dtype, load_weights)
     if "preprocessor" not in kwargs and not _has_tokenizer(name):

@@ -14,6 +14,7 @@ from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
 
 from kerora.models.converters import UnroundedArray, converter_of_type, text_config
 from kerora.models.errors import ModelSourceError, told_of_source
+from kerora.models.gemma3n_converter import unused_tensors
 from kerora.models.huggingface_folder import FolderTensors
 from kerora.models.huggingface_t5gemma2 import set_end_of_image
 from kerora.models.large_tables import fill_rows, is_large
@@ -69,6 +70,8 @@ def load_weights(
             _load_plain_experts(backbone, loader)
         if config["model_type"] == "t5gemma2":
             set_end_of_image(backbone, loader.get_tensor(_END_OF_IMAGE))
+        if config["model_type"] == "gemma3n":
+            loader.taken |= unused_tensors(backbone)
     if tied:
         loader.taken.add(_TIED_HEAD)
     _check_all_taken(source, set(names), loader.taken)
@@ -100,6 +103,10 @@ class TensorLoader(SafetensorLoader):
         self.stood_in: set[str] = set()
 
     def get_prefixed_key(self, hf_weight_key, dict_like):
+        # A language model alone is stored without the name that it has inside one that sees.
+        outer = "model." + hf_weight_key.removeprefix(_INNER)
+        if hf_weight_key.startswith(_INNER) and hf_weight_key not in dict_like:
+            hf_weight_key = outer if outer in dict_like else hf_weight_key
         full_name = super().get_prefixed_key(hf_weight_key, dict_like)
         self.taken.add(full_name)
         return full_name
@@ -147,11 +154,6 @@ class TensorLoader(SafetensorLoader):
         # In the model, and in some files, T5Gemma 2's encoder has a part for text.
         with contextlib.suppress(KeyError):
             return self._stored(key.replace("encoder.", "encoder.text_model.", 1))
-        # A language model alone is stored without the name that it has inside one that sees.
-        if key.startswith(_INNER):
-            key = "model." + key.removeprefix(_INNER)
-            self.taken.add(key)
-            return self._stored(key)
         if key.startswith(_ENCODER_NAMES):
             # A bare encoder is stored without the name that it has below a head.
             key = key.partition(".")[2]

@@ -110,20 +110,20 @@ def _install() -> None:
 def _hook(layer_class: Any, described: AttentionLayer, attention: Callable[..., Any]) -> None:
     stock_call, stock_compute = layer_class.call, layer_class._compute_attention
 
+    signature = inspect.signature(stock_call)
+
     @functools.wraps(stock_call)
     def call(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         if not _hooked.get() or described.options(self) is None:
             return stock_call(self, hidden_states, *args, **kwargs)
-        # One column instead of `(length, length)`: all that a layer still asks of its mask is
-        # which queries have no key at all.
-        segment_ids = current_segment_ids()
-        kwargs["attention_mask"] = ops.cast(segment_ids[:, :, None] > 0, "int32")
+        bound = signature.bind(self, hidden_states, *args, **kwargs)
+        bound.arguments["attention_mask"] = _mask_of_call(described)
         if described.repeats is None:
-            return stock_call(self, hidden_states, *args, **kwargs)
+            return stock_call(*bound.args, **bound.kwargs)
         repeats = getattr(self, described.repeats)
         setattr(self, described.repeats, 1)
         try:
-            return stock_call(self, hidden_states, *args, **kwargs)
+            return stock_call(*bound.args, **bound.kwargs)
         finally:
             setattr(self, described.repeats, repeats)
 
@@ -132,13 +132,24 @@ def _hook(layer_class: Any, described: AttentionLayer, attention: Callable[..., 
         options = described.options(self) if _hooked.get() else None
         if options is None:
             return stock_compute(self, query, key, value, *args, **kwargs)
-        arrays = (ops.cast(x, product_dtype(self)) for x in (query, key, value))
+        arrays = [ops.cast(x, product_dtype(self)) for x in (query, key, value)]
+        if described.heads_first:
+            arrays = [ops.transpose(x, (0, 2, 1, 3)) for x in arrays]
         out = attention(*arrays, current_segment_ids(), **_fields(options))
-        return ops.cast(out, query.dtype)
+        out = ops.cast(out, query.dtype)
+        return (out, None) if described.heads_first else out
 
     # Keras passes `training` to a layer whose `call` names it; `wraps` keeps the signature.
     assert inspect.signature(call) == inspect.signature(stock_call)
     layer_class.call, layer_class._compute_attention = call, compute
+
+
+def _mask_of_call(described: AttentionLayer) -> Any:
+    if described.heads_first:
+        return None  # It asks nothing of its mask that `compute` does not see to.
+    # One column instead of `(length, length)`: all that a layer still asks of its mask is
+    # which queries have no key at all.
+    return ops.cast(current_segment_ids()[:, :, None] > 0, "int32")
 
 
 def _fields(options: AttentionOptions) -> dict[str, Any]:

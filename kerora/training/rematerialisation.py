@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 import keras
 
 from kerora.models.attention_layers import ATTENTION_LAYERS
+from kerora.models.families import decoder_blocks
 from kerora.training.attention import in_step
 
 Policy = Literal["none", "elementwise", "attention", "blocks"]
@@ -32,7 +33,7 @@ def rematerialise(backbone: Any, policy: Policy) -> None:
     keep the policy that they were traced with: call it before `compile`, or compile again.
 
     Args:
-        backbone: a KerasHub backbone with `transformer_layers`.
+        backbone: a KerasHub backbone with decoder blocks.
         policy: `"none"` keeps everything; `"elementwise"`, on JAX alone and there the default,
             keeps matrix products and attention and computes the rest of each decoder block again;
             `"attention"` computes each attention layer again, its projections included;
@@ -57,7 +58,7 @@ def rematerialise(backbone: Any, policy: Policy) -> None:
             "policy 'elementwise' needs JAX, whose compiler is told what to keep. The backend is "
             f"{keras.backend.backend()!r}; use 'none', 'attention' or 'blocks'."
         )
-    blocks = list(getattr(backbone, "transformer_layers", []))
+    blocks = decoder_blocks(backbone)
     for layer in [*blocks, *_attention_layers(blocks)]:
         vars(layer).pop("call", None)
     if policy == "none":
@@ -67,7 +68,7 @@ def rematerialise(backbone: Any, policy: Policy) -> None:
     if not groups:
         raise ValueError(
             f"policy {policy!r} applies to no layer of {type(backbone).__name__}; "
-            "use 'none', or 'blocks' on a backbone with `transformer_layers`."
+            "use 'none', or 'blocks' on a backbone with decoder blocks."
         )
     for group in groups:
         _wrap(group, policy)
@@ -75,7 +76,7 @@ def rematerialise(backbone: Any, policy: Policy) -> None:
 
 def rematerialise_by_default(backbone: Any) -> None:
     """Chooses `"elementwise"` where the backend has it and the backbone has blocks."""
-    if keras.backend.backend() == "jax" and getattr(backbone, "transformer_layers", None):
+    if keras.backend.backend() == "jax" and decoder_blocks(backbone):
         rematerialise(backbone, "elementwise")
 
 
@@ -91,6 +92,9 @@ def _attention_layers(blocks: Sequence[Any]) -> list[Any]:
 
 def _groups(blocks: Sequence[Any]) -> list[list[Any]]:
     """Consecutive blocks that are computed again together."""
+    if not all(hasattr(block, "output") for block in blocks):
+        # Blocks inside of another layer have no outputs of their own to compare.
+        return [[block] for block in blocks]
     if not blocks:
         return []
     width = blocks[0].output.shape[-1]
@@ -158,7 +162,8 @@ def _own_call(layer: Any) -> Callable[..., Any]:
 
 
 def _applies(x: Any) -> bool:
-    return in_step() and not _running.get() and not isinstance(x, keras.KerasTensor)
+    symbolic = isinstance(keras.tree.flatten(x)[0], keras.KerasTensor)
+    return in_step() and not _running.get() and not symbolic
 
 
 def _split_first(call: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any, Any]:

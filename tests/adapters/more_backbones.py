@@ -48,28 +48,6 @@ def _gemma4_with_images() -> Any:
     return models.Gemma4Backbone(image_size=16, vision_encoder=tower, **_GEMMA)
 
 
-def _gemma3n() -> Any:
-    return models.Gemma3nBackbone(
-        text_vocab_size=50,
-        text_hidden_size=8,
-        num_hidden_layers=2,
-        pad_token_id=0,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=4,
-        intermediate_size=[16, 16],
-        hidden_activation="gelu_approximate",
-        layer_types=["full_attention"] * 2,
-        sliding_window=4,
-        rope_theta=10000.0,
-        max_position_embeddings=16,
-        vocab_size_per_layer_input=50,
-        hidden_size_per_layer_input=2,
-        altup_num_inputs=2,
-        laurel_rank=1,
-    )
-
-
 def _pali_gemma() -> Any:
     return models.PaliGemmaBackbone(
         image_size=16,
@@ -166,7 +144,6 @@ MORE_BACKBONES: dict[str, Callable[[], Any]] = {
     "gemma3_images": _gemma3_with_images,
     "gemma4": lambda: models.Gemma4Backbone(image_size=16, **_GEMMA),
     "gemma4_images": _gemma4_with_images,
-    "gemma3n": _gemma3n,
     "pali_gemma": _pali_gemma,
     "rwkv7": _rwkv7,
     "blip2": _blip2,

@@ -22,7 +22,7 @@ DEFAULTS = {
     "falcon": {"query_dense": 2, "value_dense": 2},
     "qwen3_5": {"in_proj_qkv": 1, "query": 1, "value": 1},
     "qwen3_5_moe": {"in_proj_qkv": 1, "query": 1, "value": 1},
-    "gemma3n": {"q_proj": 2, "v_proj": 2},
+    "gemma3n": {"q_proj": 4, "v_proj": 2},
     "rwkv7": {"receptance": 2, "value": 2},
     "blip2": {"query": 1, "value": 1},
 }
@@ -145,6 +145,26 @@ def test_kerashub_still_never_calls_them(monkeypatch):
     backbone({tensor.name: keras.ops.ones((1, 4), "int32") for tensor in backbone.inputs})
     assert "query" in called
     assert not {"ffw_gating", "ffw_gating_2", "ffw_linear"} & set(called)
+
+
+def test_projections_that_shared_keys_and_values_leave_over_are_never_called(monkeypatch):
+    backbone, called = _backbone("gemma3n"), set()
+    stock = keras.layers.Dense.call
+
+    def call(self, *args, **kwargs):
+        called.add(id(self))
+        return stock(self, *args, **kwargs)
+
+    monkeypatch.setattr(keras.layers.Dense, "call", call)
+    backbone({tensor.name: keras.ops.ones((1, 4), "int32") for tensor in backbone.inputs})
+    linear = [c for c in candidates(backbone) if isinstance(c.layer, keras.layers.Dense)]
+    left_over = [c.path for c in linear if id(c.layer) not in called]
+    assert len(left_over) == 4
+    chosen = select(backbone, [".*_proj", "modality_router", "linear_left"])
+    assert not set(left_over) & {c.path for c in chosen + select(backbone, "all-linear")}
+    assert _names(chosen)["k_proj"] == 2
+    with pytest.raises(AdapterError, match="no layer matches"):
+        select(backbone, left_over[0])
 
 
 def test_a_model_without_queries_asks_for_targets():

@@ -12,13 +12,13 @@ from safetensors import safe_open
 import kerora
 from benchmarks.tiny_transformers import keras_logits, tiny_transformers, torch_logits
 from kerora.models.errors import ModelSourceError
-from kerora.models.families import packing_support
+from kerora.models.families import decoder_blocks, packing_support
 from kerora.models.loading import BUNDLED, load_backbone, load_task
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("torch")
 
-SEEING = ["gemma3_vision", "gemma4_vision", "qwen3_5_vision"]
+SEEING = ["gemma3_vision", "gemma3n_vision", "gemma4_vision", "qwen3_5_vision"]
 
 
 def change_config(folder, change):
@@ -32,10 +32,11 @@ def change_config(folder, change):
 def test_it_takes_tokens_alone_and_holds_no_vision_tower(family, tmp_path):
     tiny_transformers(family, tmp_path)
     backbone = load_task(tmp_path, preprocessor=None).backbone
-    assert set(backbone.input) <= {"token_ids", "padding_mask", "position_ids"}
+    names = {tensor.name for tensor in backbone.inputs}
+    assert names <= {"token_ids", "padding_mask", "position_ids"}
     assert backbone.vision_encoder is None
-    text = {"gemma3": 7, "gemma4": 6, "qwen3_5": 2}[family.removesuffix("_vision")]
-    assert len(backbone.transformer_layers) == text
+    text = {"gemma3": 7, "gemma3n": 6, "gemma4": 6, "qwen3_5": 2}[family.removesuffix("_vision")]
+    assert len(decoder_blocks(backbone)) == text
 
 
 def test_a_t5gemma2_takes_tokens_alone_and_holds_no_vision_tower(tmp_path):
@@ -182,12 +183,39 @@ def test_a_tensor_of_the_language_model_without_a_place_is_refused(tmp_path):
         load_task(tmp_path, preprocessor=None)
 
 
-@pytest.mark.parametrize("model_type", ["paligemma", "gemma3n"])
-def test_a_model_that_was_not_checked_is_refused_by_name(model_type, tmp_path):
+@pytest.mark.parametrize(
+    ("model_type", "reason"), [("paligemma", "both directions"), ("blip-2", "query tokens")]
+)
+def test_a_model_that_is_none_without_images_is_refused_by_name(model_type, reason, tmp_path):
     tiny_transformers("gemma3_vision", tmp_path)
     change_config(tmp_path, lambda config: config.update(model_type=model_type))
-    with pytest.raises(ModelSourceError, match=f"'{model_type}'.*kerora.adapt"):
+    with pytest.raises(ModelSourceError, match=f"'{model_type}'.*{reason}.*kerora.adapt"):
         load_task(tmp_path, preprocessor=None)
+
+
+def test_prompts_of_paligemma_are_read_in_both_directions(tmp_path):
+    # Why it is refused: what stands later in a prompt changes what stands before.
+    import torch
+
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 64}
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    vision |= {"intermediate_size": 24, "num_attention_heads": 2}
+    config = transformers.PaliGemmaConfig(
+        text_config={**text, "model_type": "gemma", "pad_token_id": 0},
+        vision_config={**vision, "model_type": "siglip_vision_model"},
+        image_token_index=61,
+    )
+    model = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    prompt = torch.arange(3, 15)[None]
+    other = torch.where(prompt == 14, 40, prompt)
+    mask, types = torch.ones_like(prompt), torch.zeros_like(prompt)
+    with torch.no_grad():
+        marked = [
+            model(p, attention_mask=mask, token_type_ids=types).logits[0, 0]
+            for p in (prompt, other)
+        ]
+    assert not torch.equal(*marked)
 
 
 def test_it_is_fine_tuned_on_packed_text(tmp_path):

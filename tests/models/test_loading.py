@@ -159,6 +159,13 @@ def test_keras_hub_goes_on_loading_its_own_class():
         ("mixtral", {"head_dim": 4}, "head_dim"),
         ("gpt_oss", {"swiglu_limit": 3.0}, "swiglu_limit"),
         ("gpt_oss", {"rope_parameters": {"rope_type": "llama3"}}, "rope_type"),
+        ("gemma3n", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ("gemma3n", {"attention_bias": True}, "attention_bias"),
+        ("gemma3n", {"hidden_activation": "quick_gelu"}, "hidden_activation"),
+        ("gemma3n", {"layer_types": ["chunked_attention"] * 6}, "layer_types"),
+        ("gemma3n", {"num_kv_shared_layers": 5}, "num_kv_shared_layers"),
+        ("gemma3n", {"activation_sparsity_pattern": [1.0] * 6}, "activation_sparsity_pattern"),
+        ("gemma3n", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type"),
         ("gemma4", {"per_layer_config": {"0": {"head_dim": 8}}}, "per_layer_config"),
     ],
 )

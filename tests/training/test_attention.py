@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,6 +19,7 @@ HOOKED = [
     "gemma",
     "gemma2",
     "gemma3",
+    "gemma3n",
     "llama",
     "mistral",
     "mixtral",
@@ -95,7 +97,12 @@ def assert_close(actual, expected, tolerance):
 @pytest.mark.parametrize("family", HOOKED)
 def test_values_and_gradients_equal_kerashubs(family):
     # GPT-OSS has its windows in every second layer, SmolLM3 its rotations in the first of two.
-    backbone = tiny_backbone(family, num_layers=2 if family in ("gpt_oss", "smollm3") else 1)
+    sizes: dict[str, Any] = {"num_layers": 2 if family in ("gpt_oss", "smollm3") else 1}
+    if family == "gemma3n":
+        # The second layer takes the first one's keys and values.
+        sizes = {"num_hidden_layers": 2, "num_kv_shared_layers": 1}
+        sizes |= {"layer_types": ["sliding_attention"] * 2, "activation_sparsity_pattern": None}
+    backbone = tiny_backbone(family, **sizes)
     tokens, ids = batch()
     expected, expected_gradients = values_and_gradients(backbone, tokens, ids, segmented(ids))
     context = training_attention(backbone, ids)

@@ -8,6 +8,7 @@ from tiny_backbones import VOCABULARY, tiny_backbone
 
 import kerora
 from kerora.cpu_memory import MEMORY_SCHEDULER
+from kerora.models.families import decoder_blocks
 from kerora.training.attention import training_attention
 from kerora.training.rematerialisation import _groups, rematerialise
 
@@ -91,7 +92,7 @@ POLICIES = ["attention", "blocks", *(["elementwise"] if BACKEND == "jax" else []
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("family", ["gemma", "llama", "mixtral"])
+@pytest.mark.parametrize("family", ["gemma", "gemma3n", "llama", "mixtral"])
 def test_loss_gradients_and_random_numbers_stay_the_same(family, policy):
     # Eight narrow blocks make groups of two; dropout shows whether both runs draw alike.
     sizes = {"num_layers": 2, "dropout": 0.2}
@@ -99,15 +100,16 @@ def test_loss_gradients_and_random_numbers_stay_the_same(family, policy):
         sizes |= {"intermediate_dim": 4, "num_layers": 8}
     if family == "mixtral":
         sizes |= {"num_layers": 1, "num_experts": 2}
+    if family == "gemma3n":
+        sizes = {"attention_dropout": 0.2}
     backbone = tiny_backbone(family, **sizes)
+    count = len(decoder_blocks(backbone))
     tokens, ids = batch()
     expected = loss_and_gradients(backbone, tokens, ids)
     rematerialise(backbone, policy)
     replaced = [layer for layer in backbone._flatten_layers() if "call" in vars(layer)]
-    assert len(replaced) == sizes["num_layers"]
-    assert len(_groups(backbone.transformer_layers)) == (
-        4 if family == "llama" else sizes["num_layers"]
-    )
+    assert len(replaced) == count == sizes.get("num_layers", 4)
+    assert len(_groups(decoder_blocks(backbone))) == (4 if family == "llama" else count)
     actual = loss_and_gradients(backbone, tokens, ids)
     rematerialise(backbone, "none")
     np.testing.assert_allclose(actual[0], expected[0], rtol=1e-6)

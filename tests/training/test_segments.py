@@ -18,6 +18,7 @@ PACKED = [
     "gemma",
     "gemma2",
     "gemma3",
+    "gemma3n",
     "llama",
     "llama3",
     "mistral",
