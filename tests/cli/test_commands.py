@@ -81,6 +81,20 @@ def test_evaluate_measures_what_the_run_did(command_line, whole_run):
     assert f"{report['exact_match']:.1%}" in done.stdout
 
 
+def test_what_evaluate_says_of_a_bad_row_can_be_done_there(command_line, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"foo": 1}\n{"instruction": "Win?", "response": "Lose."}\n' * 2)
+    command = ("evaluate", "tiny_gemma", rows, "--exact-match", 0, "--sequence-length", 64)
+    done = command_line.run(*command)
+    assert done.returncode == 1
+    assert f"{rows}:1: unknown fields" in done.stderr
+    assert "give a template such as" in done.stderr
+    assert "set on_bad_row to 'skip'" in done.stderr
+    done = command_line.run(*command, "--on-bad-row", "skip")
+    assert done.returncode == 0, done.stderr
+    assert "2 rows skipped" in done.stdout
+
+
 def test_inspect_tells_what_an_adapter_holds(command_line, whole_run):
     folder, _ = whole_run
     done = command_line.run("inspect", folder / "adapter")

@@ -177,7 +177,7 @@ def test_bad_rows_stop_with_file_and_line_or_are_counted(tmp_path, line, reason)
     path = tmp_path / "rows.jsonl"
     good = b'{"prompt": "p", "response": "r"}\n'
     path.write_bytes(good * 2 + line + b"\n" + good)
-    with pytest.raises(DataError, match=rf"rows\.jsonl:3: {reason}.*on_bad_row='skip'"):
+    with pytest.raises(DataError, match=rf"rows\.jsonl:3: {reason}.*set on_bad_row to 'skip'"):
         make(str(path)).report()
     report = make(str(path), on_bad_row="skip").report()
     assert (report.examples, report.skipped) == (3, {reason: 1})
