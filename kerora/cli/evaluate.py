@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from kerora.cli.model import check_adapter_place
 from kerora.cli.session import session
 
 
@@ -35,6 +36,7 @@ def evaluate(
     Example: `kerora evaluate tiny_gemma tiny_gemma/heldout.jsonl --adapter runs/first/adapter`
     """
     with session():
+        check_adapter_place(adapter)
         from rich.console import Console
 
         from kerora.quiet import quiet
