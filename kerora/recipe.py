@@ -120,7 +120,8 @@ class DataRecipe(_Section):
     )
     validation: str | list[str] | Annotated[float, Field(ge=0, le=0.5)] = Field(
         default=0.05,
-        description="Data of the same kinds, or the share of the training rows to hold out.",
+        description="Data of the same kinds, or the share of the training rows to hold out (one "
+        "row at least); 0: none.",
     )
     template: str | None = Field(
         default=None,

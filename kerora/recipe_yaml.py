@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"),
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
 
@@ -101,7 +101,11 @@ def _build(node: yaml.Node, path: KeyPath, loader: _Loader, document: Document) 
         return values
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*path, i), loader, document) for i, item in enumerate(node.value)]
-    return loader.construct_object(node, deep=True)
+    try:
+        return loader.construct_object(node, deep=True)
+    except ValueError as error:  # of a form that YAML has a type for, such as the date 2026-13-01
+        place = f"{document.name}:{node.start_mark.line + 1}: {'.'.join(map(str, path))}"
+        raise RecipeError(f"{place}: {node.value!r} is no YAML value: {error}") from None
 
 
 def apply_override(document: Document, override: str) -> None:
@@ -118,7 +122,7 @@ def apply_override(document: Document, override: str) -> None:
         raise RecipeError(f"`{override}`: expected key=value, such as adapter.rank=4")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"`{override}`: the value is not YAML: {error}") from None
     section = document.values
     for depth, key in enumerate(keys[:-1], start=1):

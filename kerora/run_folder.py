@@ -15,6 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from kerora.recipe import Recipe
 
+# Keys that may be another in a run that is continued: it comes to the same.
+_CHANGE_NO_RESULT = ("checkpoint_seconds",)
+
 
 class RunError(ValueError):
     """A run that cannot be started or continued."""
@@ -54,7 +57,7 @@ def open_run_folder(path: str | os.PathLike[str], recipe: Recipe) -> Iterator[Ru
 
     Raises:
         RunError: It cannot be written, another process runs in it, or it belongs to another recipe
-            (the message shows the keys that differ).
+            (the message shows the keys that differ; the time between checkpoints may).
     """
     folder = RunFolder(path)
     try:
@@ -92,7 +95,11 @@ def _check_same(recipe: Recipe, folder: RunFolder) -> None:
         raise RunError(f"{folder.recipe} cannot be read: {error}") from None
     there, here = _flat(before), _flat(recipe.model_dump())
     missing = object()
-    keys = [k for k in {**there, **here} if there.get(k, missing) != here.get(k, missing)]
+    keys = [
+        k
+        for k in {**there, **here}
+        if there.get(k, missing) != here.get(k, missing) and k not in _CHANGE_NO_RESULT
+    ]
     if keys:
         lines = [
             f"  {k}: {there.get(k, '(none)')!r} there, {here.get(k, '(none)')!r} now" for k in keys

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kerora.adapters import LoraConfig, add_adapter
-from kerora.data import Batches, RowProblem, open_source
+from kerora.data import Batches, DataError, RowProblem, open_source
 from kerora.models.bundled import BUNDLED_NAMES, bundled_path
 from kerora.models.cpu_bfloat16 import multiplies_bfloat16, on_cpu
 from kerora.models.loading import load_task_and_template
@@ -125,7 +125,18 @@ def prepare_data(recipe: Recipe, model: Task) -> RunData:
     held_out = recipe.data.validation
     if not isinstance(held_out, int | float):
         return RunData(batches, batches_of(held_out, shuffle=False))
-    return RunData(*batches.split(held_out)) if held_out else RunData(batches, None)
+    return _with_share_held_out(batches, held_out) if held_out else RunData(batches, None)
+
+
+def _with_share_held_out(batches: Batches, share: float) -> RunData:
+    try:
+        return RunData(*batches.split(share))
+    except DataError as error:
+        batches.report()  # a row that cannot be used is told first: mending it comes before
+        raise DataError(
+            f"data.validation: {error} Give 0 to hold none out, a file of rows, or more rows in "
+            "data.train."
+        ) from None
 
 
 def _takes_bfloat16(source: str) -> bool:

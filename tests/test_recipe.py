@@ -162,6 +162,12 @@ def test_a_wrong_override_is_named_instead_of_a_line(write):
         ("data.train=rows/*.jsonl", "no such file: 'rows/*.jsonl'"),
         ("sequence_length=1", "expected a whole number (at least 2). Received: 1"),
         ("seed=-1", "Received: -1"),
+        (
+            "optimizer.learning_rate=1e-3x",
+            "`optimizer.learning_rate=1e-3x`: optimizer.learning_rate: expected a number (above 0) "
+            "or null. Received: '1e-3x'",
+        ),
+        ("data.template=2026-13-01", "`data.template=2026-13-01`: the value is not YAML: month"),
         ("optimizer.warmup=-0.5", "expected a number (at least 0, below 1) or a whole number"),
     ],
 )
@@ -186,6 +192,7 @@ def test_values_that_contradict_each_other(write):
         ("- 1\n", "recipe.yaml:1: expected keys with values. Received: [1]"),
         ("model: [1\nseed: 2\n", "recipe.yaml:2: not YAML"),
         ("seed: 1\nseed: 2\n", "recipe.yaml:2: seed: given twice, first at recipe.yaml:1"),
+        ("seed: 1\nmodel:\n  source: 2026-13-01\n", "recipe.yaml:3: model.source: '2026-13-01'"),
         ("model: !!python/name:os.system\n", "not YAML: could not determine a constructor"),
     ],
 )

@@ -60,13 +60,16 @@ def test_another_recipe_shows_what_differs(tmp_path):
     with open_run_folder(tmp_path / "run", recipe(tmp_path)) as folder:
         assert yaml.safe_load(folder.recipe.read_text())["steps"] == 3
         folder.metrics.write_text("")
-    changed = recipe(tmp_path, steps=4, adapter={"rank": 2})
+    with open_run_folder(tmp_path / "run", recipe(tmp_path, checkpoint_seconds=1.0)):
+        pass  # which changes no result
+    changed = recipe(tmp_path, steps=4, adapter={"rank": 2}, checkpoint_seconds=1.0)
     with (
         pytest.raises(RunError, match="steps: 3 there, 4 now") as caught,
         open_run_folder(tmp_path / "run", changed),
     ):
         pass
     assert "adapter.rank: '(none)' there, 2 now" in str(caught.value)
+    assert "checkpoint_seconds" not in str(caught.value)
 
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "

@@ -4,8 +4,9 @@ import keras
 import pytest
 
 import kerora
-from kerora.recipe import ModelRecipe
-from kerora.run_parts import load_model
+from kerora.data import DataError
+from kerora.recipe import ModelRecipe, Recipe
+from kerora.run_parts import load_model, prepare_data
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,24 @@ def test_a_cpu_gets_bfloat16_where_it_is_quick_and_rounds_nothing(
     expected = stored == "bfloat16" and multiplies and not full
     kernel = model.backbone.token_embedding.embeddings
     assert kernel.dtype == ("bfloat16" if expected else "float32")
+
+
+def data_of(folder, *lines, model):
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(f"{line}\n" for line in lines))
+    sections = {"model": {"source": "tiny_gemma"}, "data": {"train": str(rows)}}
+    return prepare_data(Recipe.model_validate(sections), model)
+
+
+def test_of_few_rows_one_is_held_out(tmp_path):
+    model = load_model(ModelRecipe(source="tiny_gemma"))
+    good = '{"instruction": "Say hello.", "response": "Hello."}'
+    data = data_of(tmp_path, *[good] * 7, model=model)
+    assert (data.batches.report().rows, data.validation.report().rows) == (6, 1)
+    with pytest.raises(DataError, match=r"data\.validation: A share of 0\.05 .*1 row.* Give 0 to"):
+        data_of(tmp_path, good, model=model)
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: unknown fields"):
+        data_of(tmp_path, '{"foo": 1}', model=model)
 
 
 def test_only_jax_multiplies_bfloat16_that_quickly():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from kerora.cli.model import check_adapter_place
 from kerora.cli.session import session
 
 
@@ -25,12 +26,17 @@ def evaluate(
         int, typer.Option(min=0, help="Prompts answered greedily; 0 for none.")
     ] = 100,
     max_length: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+    on_bad_row: Annotated[
+        Literal["stop", "skip"],
+        typer.Option(help="A row that cannot be used: stop, or skip it and count."),
+    ] = "stop",
 ) -> None:
     """Measure loss, perplexity, token accuracy and exact match of the response.
 
     Example: `kerora evaluate tiny_gemma tiny_gemma/heldout.jsonl --adapter runs/first/adapter`
     """
     with session():
+        check_adapter_place(adapter)
         from rich.console import Console
 
         from kerora.quiet import quiet
@@ -47,7 +53,9 @@ def evaluate(
 
         paths = data_paths(data)
         open_source(paths)  # a damaged file is told before a model is loaded
-        options = DataOptions(template=template, sequence_length=sequence_length)
+        options = DataOptions(
+            template=template, sequence_length=sequence_length, on_bad_row=on_bad_row
+        )
         with quiet():
             model = load(source, adapter)
             batches = text_batches(model, paths, options, batch_size=batch_size, shuffle=False)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from kerora.cli.model import check_adapter_place
 from kerora.cli.session import session
 
 
@@ -20,6 +21,7 @@ def export(
     Example: `kerora export model.gguf --adapter runs/first/adapter --gguf adapter.gguf`
     """
     with session():
+        check_adapter_place(adapter)
         from kerora.quiet import quiet
 
         with quiet():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from kerora.cli.model import check_adapter_place
 from kerora.cli.session import session
 
 
@@ -35,11 +38,16 @@ def generate(
     A row as JSON is laid out as it was in training:
 
     Example: `kerora generate tiny_gemma --adapter runs/first/adapter -p '{"instruction": "Hi."}'`
+
+    A conversation is laid out by the model's chat template (`--chat` holds one):
+
+    Example: `kerora generate MODEL -p '{"messages": [{"role": "user", "content": "Hi."}]}'`
     """
     with session():
         if not prompt and not chat:
             raise ValueError("give --prompt, or --chat for a conversation")
         prompts = [_row(text) for text in prompt or []]
+        check_adapter_place(adapter)
         from kerora.quiet import quiet
 
         with quiet():
@@ -71,7 +79,16 @@ def generate(
         if chat:
             _converse(answers, prompt or [])
         else:
-            print("\n\n".join(answers(prompts)))
+            given = answers(prompts)
+            print("\n\n".join(given))
+            texts = [p for p, a in zip(prompts, given, strict=True) if isinstance(p, str) and not a]
+            if texts and model.chat_template is not None:
+                row = json.dumps({"messages": [{"role": "user", "content": texts[0]}]})
+                print(
+                    "The answer to a plain text is empty, and this model has a template for "
+                    f"conversations. To ask it in one, try --chat, or\n  -p {shlex.quote(row)}",
+                    file=sys.stderr,
+                )
 
 
 def _row(text: str) -> Any:
@@ -86,8 +103,6 @@ def _row(text: str) -> Any:
 
 def _converse(answers: Any, opening: list[str]) -> None:
     """Answer turn by turn until the end of input, or an empty line."""
-    import sys
-
     messages: list[dict[str, str]] = []
     waiting = list(opening)
     while True:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from kerora.cli.model import check_adapter_place
 from kerora.cli.session import session
 
 
@@ -19,6 +20,7 @@ def inspect(
     Example: `kerora inspect runs/first/adapter`
     """
     with session():
+        check_adapter_place(folder)
         from kerora.quiet import quiet
 
         with quiet():

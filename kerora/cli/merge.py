@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kerora.cli.model import check_adapter_place
 from kerora.cli.session import session
 
 
@@ -27,6 +30,7 @@ def merge(
     Example: `kerora merge smollm2-135m-instruct --adapter runs/first/adapter --out merged`
     """
     with session():
+        check_adapter_place(adapter)
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
         from rich.progress import TimeRemainingColumn as TimeLeft
@@ -42,7 +46,16 @@ def merge(
             DownloadColumn(),
             TimeLeft(),
         )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        with (
+            open(os.dup(2), "w", encoding=sys.stderr.encoding) as screen,
+            Progress(
+                *columns,
+                console=Console(file=screen),  # past `quiet`, which passes whole lines on
+                transient=True,
+                disable=not screen.isatty(),
+            ) as shown,
+            quiet(),
+        ):
             task = shown.add_task("reading the adapter", total=None)
 
             def progress(name: str, done: int, total: int) -> None:

@@ -90,7 +90,7 @@ class Batches(grain.IterDataset):
     def split(self, fraction: float) -> tuple["Batches", "Batches"]:
         """Training batches, and validation batches of the last `fraction` of the rows.
 
-        Of a mixture it is the last part of each source.
+        At least one row is held out. Of a mixture it is the last part of each source.
 
         Raises:
             DataError: One of the two would be empty.
@@ -100,11 +100,12 @@ class Batches(grain.IterDataset):
             train = self._of_source(train_rows, self._shuffle)
             return train, self._of_source(validation_rows, False)
         count = len(self._rows)
-        first = self._rows.start + count - round(count * fraction)
+        first = self._rows.start + count - max(1, round(count * fraction))
         parts = range(self._rows.start, first), range(first, self._rows.stop)
         if not 0 < fraction < 1 or not all(parts):
             raise DataError(
-                f"validation_split leaves rows on both sides, of {count} rows. Received: {fraction}"
+                f"A share of {fraction} cannot be held out of {count} row(s): it lies between 0 "
+                "and 1, and leaves a row to train on."
             )
         train, validation = (
             Batches(

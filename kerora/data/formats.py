@@ -184,7 +184,7 @@ def known_fields() -> str:
     ]
     return (
         f"known are {'; '.join(sets)}; {' or '.join(_MESSAGE_FIELDS[:2])}; text. For other names "
-        'pass template="... {field} ... {response_field}"'
+        'give a template such as "... {field} ... {response_field}"'
     )
 
 

@@ -85,8 +85,8 @@ class MixedSource:
             held_out = max(1, round(size * fraction))
             if not 0 < fraction < 1 or held_out == size:
                 raise DataError(
-                    f"A part of the {size} rows from {source.where(0)} on cannot be held out. "
-                    f"Received: {fraction}"
+                    f"A share of {fraction} cannot be held out of the {size} row(s) from "
+                    f"{source.where(0)} on: it lies between 0 and 1, and leaves a row to train on."
                 )
             first.append(_Part(source, 0, size - held_out))
             last.append(_Part(source, size - held_out, size))

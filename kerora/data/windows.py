@@ -165,9 +165,9 @@ class WindowReader:
 
 def _advice(row: BadRow, long: bool) -> str:
     if long:
-        advice = "raise sequence_length, or pass on_long_row='truncate' or 'skip'"
+        advice = "raise sequence_length, or set on_long_row to 'truncate' or 'skip'"
     else:
-        advice = "mend or remove the row, or pass on_bad_row='skip' to count and drop such rows"
+        advice = "mend or remove the row, or set on_bad_row to 'skip' to count and drop such rows"
     return f"{row}. What to do: {advice}."
 
 

@@ -84,13 +84,14 @@ def file_difference(
     """What tells a Hugging Face folder from the base that `saved` was taken of, as `difference`.
 
     Args:
-        value: Reads the value of a tensor at a row and a column; None where it is quantised.
+        value: Reads the value of a tensor at a row and a column; None where it is quantised, NaN
+            where there is none.
         saved: What `fingerprint` returned. One that names no tensors is not compared.
     """
     for sample in saved["samples"].values():
         values = [value(sample["tensor"], *place) for place in sample.get("places", ())]
         if None not in values and values and not _alike(values, sample["values"]):
-            return f"the values of '{sample['tensor']}' differ"
+            return f"it has other values in '{sample['tensor']}', or no such tensor"
     return None
 
 

@@ -87,8 +87,8 @@ def _tensors(
 ) -> dict[str, np.ndarray]:
     if contents.biases:
         raise AdapterError(
-            "A GGUF adapter cannot hold trained biases. Train with `bias='none'`, or merge the "
-            "adapter into its base."
+            "A GGUF adapter cannot hold trained biases. Train with the bias 'none', or merge "
+            "the adapter into its base."
         )
     names = gguf_names(architecture, backbone.num_layers)
     head_dim = getattr(backbone, "head_dim", None)

@@ -90,6 +90,12 @@ def _check_room(place: Path, size: int) -> None:
 
 def _base_folder(base: str | os.PathLike[str]) -> Path:
     folder = BUNDLED.get(os.fspath(base), Path(base))
+    if folder.suffix == ".gguf":
+        raise ModelSourceError(
+            f"An adapter cannot be merged into a .gguf file. Received: '{base}'. Merge into the "
+            "folder that it was made from, or write the adapter as a file beside it: `kerora "
+            f"export {base} --adapter ADAPTER --gguf ADAPTER.gguf`"
+        )
     if not folder.is_dir():
         raise ModelSourceError(
             f"The base of a merge is a folder on this machine (fetch one with `hf download`). "

@@ -253,6 +253,15 @@ def _check_floating(name: str, place: TensorPlace) -> None:
         )
 
 
+def another_base(contents: AdapterContents, found: str) -> AdapterError:
+    """The error that an adapter was trained on another base, which `found` tells from this one."""
+    name = f" ('{contents.config.base}')" if contents.config.base else ""
+    return AdapterError(
+        f"The adapter in '{contents.folder}' was trained on another base{name} than this one: "
+        f"{found}. Merge into that base, or pass `force=True` (`--force`)."
+    )
+
+
 def _misfit(
     contents: AdapterContents, name: str, expected: tuple[int, ...], received: tuple[int, ...]
 ) -> AdapterError:

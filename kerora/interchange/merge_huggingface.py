@@ -17,6 +17,7 @@ from kerora.interchange.fingerprint import file_difference
 from kerora.interchange.merge_changes import (
     BLOCK,
     Change,
+    another_base,
     find_tensor,
     merged_blocks,
     tensor_changes,
@@ -54,10 +55,10 @@ class HuggingFaceMerge:
             check_inside(base, file)
         places = all_places(base)
         config = read_json_object(base / "config.json", ModelSourceError)
+        if not force:  # first: tensors that do not fit say less than that the base is another
+            _check_base(contents, places)
         self.changes: dict[str, Change] = tensor_changes(contents, places, config)
         self.size = sum(file.stat().st_size for file in self.files)
-        if not force:
-            _check_base(contents, places)
 
     def write(self, folder: Path, progress: Progress) -> None:
         """Write the merged files into `folder`."""
@@ -91,7 +92,10 @@ def _copy(source: BinaryIO, target: BinaryIO, start: int, size: int) -> None:
 
 def _check_base(contents: AdapterContents, places: dict[str, TensorPlace]) -> None:
     def value(name: str, row: int, column: int) -> float | None:
-        place = places[find_tensor(places, name, contents)]
+        try:
+            place = places[find_tensor(places, name, contents)]
+        except AdapterError:
+            return float("nan")
         if place.dtype is None:
             return None
         if len(place.shape) != 2 or row >= place.rows or column >= place.width:
@@ -101,11 +105,7 @@ def _check_base(contents: AdapterContents, places: dict[str, TensorPlace]) -> No
     saved = contents.kerora.get("fingerprint")
     found = file_difference(value, saved) if saved else None
     if found:
-        name = f" ('{contents.config.base}')" if contents.config.base else ""
-        raise AdapterError(
-            f"The adapter in '{contents.folder}' was trained on another base{name} than this one: "
-            f"{found}. Merge into that base, or pass `force=True` (`--force`)."
-        )
+        raise another_base(contents, found)
 
 
 def copy_other_files(base: Path, folder: Path, check: Callable[[Path, Path], None]) -> None:

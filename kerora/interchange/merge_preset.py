@@ -29,7 +29,7 @@ from kerora.adapters.targets import sublayers
 from kerora.interchange.contents import AdapterContents
 from kerora.interchange.factors import by_module, factorization_of, layer_factors, part_rank
 from kerora.interchange.fingerprint import preset_difference
-from kerora.interchange.merge_changes import BLOCK
+from kerora.interchange.merge_changes import BLOCK, another_base
 from kerora.interchange.other_heads import check_loadable
 from kerora.interchange.peft import biases_in_file, layers_in_file
 from kerora.models.converters import matrices_left_empty
@@ -76,12 +76,12 @@ class PresetMerge:
         self.base = base
         self.files = weight_files(base)
         self.size = sum(file.stat().st_size for file in self.files)
-        plan = _Plan(base, contents)
+        # Before what does not fit: that says less than that the base is another.
+        check_base = (lambda plan: None) if force else functools.partial(self._check_base, contents)
+        plan = _Plan(base, contents, check_base)
         self.sums: dict[str, _Sum] = plan.sums
         self.biases: dict[str, np.ndarray] = plan.biases
         self._check_stored(plan.shapes)
-        if not force:
-            self._check_base(contents, plan)
 
     @property
     def changes(self) -> set[str]:
@@ -153,10 +153,7 @@ class PresetMerge:
         saved = contents.kerora.get("fingerprint")
         found = preset_difference(read, plan.backbone, saved) if saved else None
         if found:
-            raise AdapterError(
-                f"The adapter in '{contents.folder}' was trained on another base than this one: "
-                f"{found}. Merge into that base, or pass `force=True` (`--force`)."
-            )
+            raise another_base(contents, found)
 
     def _stored(self, paths: Any) -> Iterator[tuple[h5py.Dataset, str]]:
         for file in self.files:
@@ -175,6 +172,11 @@ class PresetMerge:
 class _Plan:
     """What an adapter changes in a preset, read off a model that is built without values.
 
+    Args:
+        base: Folder of the preset.
+        contents: The adapter.
+        check_base: Told of the plan once `backbone` and `stored_as` are known.
+
     Attributes:
         sums: Deltas, by the HDF5 path of the kernel.
         biases: New values, by the HDF5 path of the bias.
@@ -183,29 +185,41 @@ class _Plan:
         backbone: Name of the model's class.
     """
 
-    def __init__(self, base: Path, contents: AdapterContents) -> None:
+    def __init__(
+        self, base: Path, contents: AdapterContents, check_base: Callable[[_Plan], None]
+    ) -> None:
         self.sums: dict[str, _Sum] = {}
         self.biases: dict[str, np.ndarray] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.stored_as: dict[str, str] = {}
         self.backbone = ""
-        _build_without_values(base, lambda backbone: self._read(backbone, contents))
+        _build_without_values(base, lambda backbone: self._read(backbone, contents, check_base))
 
-    def _read(self, backbone: keras.Model, contents: AdapterContents) -> None:
+    def _read(
+        self,
+        backbone: keras.Model,
+        contents: AdapterContents,
+        check_base: Callable[[_Plan], None],
+    ) -> None:
         self.backbone = type(backbone).__name__
-        layers = layers_in_file(backbone, contents)
-        biases = {id(variable): value for variable, value in biases_in_file(backbone, contents)}
         slots = {id(layer): _slots(layer) for layer, _ in sublayers(backbone)}
         paths = _stored_paths(backbone)
-        for layer, _ in sublayers(backbone):
-            for slot, variable in slots[id(layer)].items():
-                if id(layer) not in paths:
-                    continue
-                path = f"{paths[id(layer)]}/{slot}"
-                self.stored_as.setdefault(variable.path, path)
-                if id(variable) in biases:
-                    self.biases[path] = biases[id(variable)]
-                    self.shapes[path] = tuple(variable.shape)
+        places = {
+            id(variable): (f"{paths[id(layer)]}/{slot}", variable)
+            for layer, _ in sublayers(backbone)
+            if id(layer) in paths
+            for slot, variable in slots[id(layer)].items()
+        }
+        for path, variable in places.values():
+            self.stored_as.setdefault(variable.path, path)
+        check_base(self)
+        layers = layers_in_file(backbone, contents)
+        biases = biases_in_file(backbone, contents)
+        for variable, value in biases:
+            if id(variable) in places:
+                path, _ = places[id(variable)]
+                self.biases[path] = value
+                self.shapes[path] = tuple(variable.shape)
         if len(self.biases) < len(biases):
             raise AdapterError(
                 f"{contents.folder} holds trained biases that this preset does not store as such."

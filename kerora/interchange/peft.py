@@ -327,7 +327,7 @@ def _check_base(model: keras.Model, contents: AdapterContents, force: bool) -> N
         name = f" ('{contents.config.base}')" if contents.config.base else ""
         raise AdapterError(
             f"The adapter in '{contents.folder}' was trained on another base{name} than this "
-            f"model: {found}. Load that base, or pass `force=True`."
+            f"model: {found}. Load that base (in Python, `force=True` loads it all the same)."
         )
 
 

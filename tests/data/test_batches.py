@@ -177,7 +177,7 @@ def test_bad_rows_stop_with_file_and_line_or_are_counted(tmp_path, line, reason)
     path = tmp_path / "rows.jsonl"
     good = b'{"prompt": "p", "response": "r"}\n'
     path.write_bytes(good * 2 + line + b"\n" + good)
-    with pytest.raises(DataError, match=rf"rows\.jsonl:3: {reason}.*on_bad_row='skip'"):
+    with pytest.raises(DataError, match=rf"rows\.jsonl:3: {reason}.*set on_bad_row to 'skip'"):
         make(str(path)).report()
     report = make(str(path), on_bad_row="skip").report()
     assert (report.examples, report.skipped) == (3, {reason: 1})
@@ -217,9 +217,11 @@ def test_a_split_shares_no_row_and_loses_none():
     train, validation = make(data).split(0.2)
     assert sorted(examples_of(validation)) == [f"<bos>{text}<eos>" for text in data[40:]]
     assert sorted(examples_of(train)) == [f"<bos>{text}<eos>" for text in data[:40]]
-    for fraction in (0.0, 0.001, 1.0):
-        with pytest.raises(DataError, match="validation_split"):
-            make(data).split(fraction)
+    train, validation = make(data).split(0.001)
+    assert examples_of(validation) == [f"<bos>{data[49]}<eos>"], "one row at least"
+    for rows, fraction in ((data, 0.0), (data, 1.0), (data[:1], 0.5)):
+        with pytest.raises(DataError, match=f"{fraction} cannot be held out of {len(rows)} row"):
+            make(rows).split(fraction)
 
 
 def test_y_holds_responses():

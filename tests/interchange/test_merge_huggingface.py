@@ -230,6 +230,14 @@ def test_an_adapter_that_kerora_trained_knows_its_base(tmp_path):
         merge_folder(tmp_path / "base", tmp_path / "a", tmp_path / "other")
     assert merge_folder(tmp_path / "base", tmp_path / "a", tmp_path / "other", force=True) == 14
 
+    # Tensors of other shapes, and of other names.
+    wider = transformers.LlamaConfig(**{**MODELS["llama"][1], "hidden_size": 128})
+    small = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=64, n_positions=32)
+    for name, config in {"wider": wider, "gpt2": small}.items():
+        random_model(config, tmp_path / name)
+        with pytest.raises(AdapterError, match="trained on another base"):
+            merge_folder(tmp_path / name, tmp_path / "a", tmp_path / "refused")
+
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):

@@ -96,8 +96,10 @@ def test_another_base_is_refused(tmp_path):
     merge_folder(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged", force=True)
 
     tiny_backbone("gemma").save_to_preset(str(tmp_path / "gemma"))
-    with pytest.raises(AdapterError, match="q_proj' must have shape"):
+    with pytest.raises(AdapterError, match=r"another base.*GemmaBackbone, not a LlamaBackbone"):
         merge_folder(tmp_path / "gemma", tmp_path / "adapter", tmp_path / "other")
+    with pytest.raises(AdapterError, match="q_proj' must have shape"):
+        merge_folder(tmp_path / "gemma", tmp_path / "adapter", tmp_path / "other", force=True)
 
 
 def test_an_index_or_a_link_that_leads_elsewhere(tmp_path):
