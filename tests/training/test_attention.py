@@ -129,7 +129,7 @@ def test_the_layers_of_a_step_really_use_it(monkeypatch):
     calls = []
     module = importlib.import_module(f"kerora.training.attention_{BACKEND}")
     stock = module.segment_attention
-    layer = ATTENTION_LAYERS[2]
+    layer = next(layer for layer in ATTENTION_LAYERS if layer.class_name == "LlamaAttention")
     stock_layer = importlib.import_module(f"keras_hub.src.models.{layer.module}")
     layer_class = getattr(stock_layer, layer.class_name)
     attention._install()
