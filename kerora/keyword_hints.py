@@ -38,7 +38,8 @@ def hints(of_others: Mapping[str, str]) -> Callable[[Function], Function]:
             for name in kwargs:
                 if name not in known:
                     near = difflib.get_close_matches(name, known, n=1)
-                    meant = of_others.get(name) or (near[0] if near else None)
+                    meant = of_others.get(name)
+                    meant = meant if meant in known else (near[0] if near else None)
                     raise TypeError(
                         f"{function.__qualname__.removesuffix('.__init__')} has no argument "
                         f"`{name}`.{f' Did you mean `{meant}`?' if meant else ''} It takes "

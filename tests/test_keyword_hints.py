@@ -22,6 +22,9 @@ def test_the_argument_that_was_meant_is_named(name, meant):
 def test_what_is_like_no_argument_is_told_all_there_are():
     with pytest.raises(TypeError, match=r"LoraConfig has no argument `zzz`\. It takes rank, alpha"):
         kerora.LoraConfig(zzz=1)
+    # PEFT's name for an argument of `enable_lora` that a configuration does not have.
+    with pytest.raises(TypeError, match=r"no argument `adapter_name`\. It takes rank, alpha"):
+        kerora.LoraConfig(adapter_name="mine")
 
 
 def test_known_arguments_arrive():

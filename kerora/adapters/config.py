@@ -86,4 +86,5 @@ def _as_patterns(name: str, value: object) -> str | tuple[str, ...] | None:
     )
 
 
+# A dataclass' own `__init__` is there only once the class is made.
 LoraConfig.__init__ = hints(PEFT_NAMES)(LoraConfig.__init__)  # type: ignore[method-assign]

@@ -130,11 +130,7 @@ class StepModel(ModelMixin):
         if keras.backend.backend() == "jax" and self.train_function is not made_before:
             from kerora.training.step_jax import guarded
 
-            def variables() -> Any:
-                kinds = self.trainable_variables, self.non_trainable_variables
-                return *kinds, self.optimizer.variables, self.metrics_variables
-
-            self.train_function = guarded(self, self.train_function, variables)
+            self.train_function = guarded(self, self.train_function)
 
     def make_test_function(self, force: bool = False) -> None:
         made_before = self.test_function
@@ -142,11 +138,7 @@ class StepModel(ModelMixin):
         if keras.backend.backend() == "jax" and self.test_function is not made_before:
             from kerora.training.step_jax import guarded
 
-            def variables() -> Any:
-                kinds = self.trainable_variables, self.non_trainable_variables
-                return *kinds, self.metrics_variables
-
-            self.test_function = guarded(self, self.test_function, variables)
+            self.test_function = guarded(self, self.test_function)
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         with self._step():

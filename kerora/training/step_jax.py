@@ -8,29 +8,23 @@ memory, a row that cannot be read, Ctrl-C while XLA compiles) leaves it a model 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
-
-import keras
 
 from kerora.training.errors import OutOfMemory
 
 _NO_MEMORY = "RESOURCE_EXHAUSTED"
 _LOST = " The model's values went with the step: load it again."
-
-
-Variables = Sequence[keras.Variable]
 Step = Callable[[Any, Any], Any]
 
 
-def guarded(model: Any, step: Step, variables: Callable[[], Sequence[Variables]]) -> Step:
+def guarded(model: Any, step: Step) -> Step:
     """A compiled step of Keras' `fit` or `evaluate` that loses no values when it fails.
 
     Args:
         model: Whose step it is.
-        step: Takes the state, a list of arrays for each kind of variables, and an iterator over
-            batches.
-        variables: Gives those of each kind.
+        step: Takes the state, a list of arrays for each kind of variables (trainable ones, others,
+            in `fit` the optimizer's, metrics'), and an iterator over batches.
 
     Returns:
         The same step. It raises `OutOfMemory` in place of XLA's error.
@@ -41,7 +35,7 @@ def guarded(model: Any, step: Step, variables: Callable[[], Sequence[Variables]]
         try:
             return step(state, iterator)
         except BaseException as error:
-            lost = "" if _give_back(model, state, variables()) else _LOST
+            lost = "" if _give_back(model, state) else _LOST
             if _NO_MEMORY in str(error):
                 raise OutOfMemory(
                     f"A step needs more memory than there is ({str(error).splitlines()[0]}). Lower "
@@ -54,12 +48,15 @@ def guarded(model: Any, step: Step, variables: Callable[[], Sequence[Variables]]
     return guarded_step
 
 
-def _give_back(model: Any, state: Any, variables: Sequence[Variables]) -> bool:
+def _give_back(model: Any, state: Any) -> bool:
     """Puts the values of a state back into the variables; False where the step took them over."""
     arrays = [array for part in state for array in part]
     if any(array.is_deleted() for array in arrays):
         return False
-    for variable, array in zip((v for kind in variables for v in kind), arrays, strict=True):
+    of_optimizer = model.optimizer.variables if len(state) == 4 else []
+    variables = [*model.trainable_variables, *model.non_trainable_variables]
+    variables += [*of_optimizer, *model.metrics_variables]
+    for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
     model._jax_state_synced = True
     return True
