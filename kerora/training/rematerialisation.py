@@ -63,6 +63,12 @@ def rematerialise(backbone: Any, policy: Policy) -> None:
         vars(layer).pop("call", None)
     if policy == "none":
         return
+    nested = not all(hasattr(block, "output") for block in blocks)
+    if nested and keras.backend.backend() == "tensorflow":
+        raise ValueError(
+            f"policy {policy!r} gives wrong gradients for {type(backbone).__name__} on TensorFlow, "
+            "for its blocks lie inside of another layer; use 'none', or JAX or PyTorch."
+        )
     layers = _attention_layers(blocks) if policy == "attention" else blocks
     groups = _groups(blocks) if policy == "blocks" else [[layer] for layer in layers]
     if not groups:

@@ -105,6 +105,10 @@ def test_loss_gradients_and_random_numbers_stay_the_same(family, policy):
     backbone = tiny_backbone(family, **sizes)
     count = len(decoder_blocks(backbone))
     tokens, ids = batch()
+    if family == "gemma3n" and keras.backend.backend() == "tensorflow":
+        with pytest.raises(ValueError, match="wrong gradients for Gemma3nBackbone on TensorFlow"):
+            rematerialise(backbone, policy)
+        return
     expected = loss_and_gradients(backbone, tokens, ids)
     rematerialise(backbone, policy)
     replaced = [layer for layer in backbone._flatten_layers() if "call" in vars(layer)]

@@ -28,17 +28,17 @@ class FailingMetric(keras.metrics.Mean):
 
 
 class CutOff(keras.utils.PyDataset):
-    """Batches of tokens, the thirty-first of which cannot be read."""
+    """Batches of tokens, the ninth of which cannot be read."""
 
     def __init__(self, batch):
         super().__init__()
         self.batch = batch
 
     def __len__(self):
-        return 32
+        return 10
 
     def __getitem__(self, index):
-        if index == 30:  # further on than is read ahead
+        if index == 8:  # further on than is read ahead
             raise OSError("the disk is gone")
         return self.batch
 
@@ -97,7 +97,7 @@ def test_a_batch_that_cannot_be_read_keeps_the_steps_before_it(model):
     batches = text_batches(model, ROWS, DataOptions(sequence_length=16), batch_size=2)
     before = values(model.backbone)
     with pytest.raises(OSError, match="the disk is gone"):
-        keras.Model.fit(model, CutOff(next(iter(batches))), verbose=0)
+        keras.Model.fit(model, CutOff(next(iter(batches))), shuffle=False, verbose=0)
     after = values(model.backbone)
     assert any((value != old).any() for value, old in zip(after, before, strict=True))
     assert_usable(model)
