@@ -63,12 +63,6 @@ def rematerialise(backbone: Any, policy: Policy) -> None:
         vars(layer).pop("call", None)
     if policy == "none":
         return
-    nested = not all(hasattr(block, "output") for block in blocks)
-    if nested and keras.backend.backend() == "tensorflow":
-        raise ValueError(
-            f"policy {policy!r} gives wrong gradients for {type(backbone).__name__} on TensorFlow, "
-            "for its blocks lie inside of another layer; use 'none', or JAX or PyTorch."
-        )
     layers = _attention_layers(blocks) if policy == "attention" else blocks
     groups = _groups(blocks) if policy == "blocks" else [[layer] for layer in layers]
     if not groups:
@@ -130,17 +124,24 @@ def _leader_call(leader: Any, followers: list[Any], policy: Policy) -> Callable[
 
     @functools.wraps(stock)
     def call(*args: Any, **kwargs: Any) -> Any:
-        x, args, kwargs = _split_first(stock, args, kwargs)
-        if not _applies(x):
-            return stock(x, *args, **kwargs)
+        leaves = keras.tree.flatten((args, kwargs))
+        if not _applies(leaves):
+            return stock(*args, **kwargs)
+        # All that a gradient may reach is an argument of `run`: TensorFlow gives none to the rest.
+        places = [place for place, leaf in enumerate(leaves) if _is_floating(leaf)]
 
-        def run(x: Any) -> Any:
-            x = stock(x, *args, **kwargs)
-            for follower in followers:
-                x = follower(x, *args, **kwargs)
+        def run(*tensors: Any) -> Any:
+            filled = leaves.copy()
+            for place, tensor in zip(places, tensors, strict=True):
+                filled[place] = tensor
+            inputs = keras.tree.pack_sequence_as((args, kwargs), filled)
+            x, others, named = _split_first(stock, *inputs)
+            for layer in (stock, *followers):
+                x = layer(x, *others, **named)
             return x
 
-        return _checkpointed(run, [leader, *followers], entry, policy)(x)
+        tensors = [leaves[place] for place in places]
+        return _checkpointed(run, [leader, *followers], entry, policy)(*tensors)
 
     return call
 
@@ -172,6 +173,10 @@ def _applies(x: Any) -> bool:
     return in_step() and not _running.get() and not symbolic
 
 
+def _is_floating(leaf: Any) -> bool:
+    return keras.ops.is_tensor(leaf) and "float" in keras.backend.standardize_dtype(leaf.dtype)
+
+
 def _split_first(call: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
     """A layer's first argument, which KerasHub passes by position or by name, and the others."""
     if args:
@@ -181,8 +186,8 @@ def _split_first(call: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any,
 
 
 def _checkpointed(
-    run: Callable[[Any], Any], layers: list[Any], entry: keras.layers.Layer, policy: Policy
-) -> Callable[[Any], Any]:
+    run: Callable[..., Any], layers: list[Any], entry: keras.layers.Layer, policy: Policy
+) -> Callable[..., Any]:
     """`run`, whose second run draws the random numbers that its first one drew."""
     seeds = [
         variable
@@ -196,8 +201,8 @@ def _checkpointed(
 
 
 def _traced_once(
-    run: Callable[[Any], Any], layer: Any, seeds: list[Any], policy: Policy
-) -> Callable[[Any], Any]:
+    run: Callable[..., Any], layer: Any, seeds: list[Any], policy: Policy
+) -> Callable[..., Any]:
     """For JAX, which traces `run` once: what it changes must leave it as outputs."""
     from keras.src.backend import get_stateless_scope
 
@@ -206,14 +211,14 @@ def _traced_once(
     checkpoint = checkpoint_elementwise if policy == "elementwise" else keras.remat
     scope = get_stateless_scope()
 
-    def pure(x: Any, states: list[Any]) -> Any:
+    def pure(tensors: Sequence[Any], states: list[Any]) -> Any:
         before = [seed.value for seed in seeds]
         losses = len(scope.losses) if scope else 0
         for seed, state in zip(seeds, states, strict=True):
             seed.assign(state)
         token = _running.set(True)
         try:
-            y = run(x)
+            y = run(*tensors)
         finally:
             _running.reset(token)
         after = [seed.value for seed in seeds]
@@ -224,8 +229,8 @@ def _traced_once(
             del scope.losses[losses:]
         return y, after, added
 
-    def call(x: Any) -> Any:
-        y, states, losses = checkpoint(pure)(x, [seed.value for seed in seeds])
+    def call(*tensors: Any) -> Any:
+        y, states, losses = checkpoint(pure)(tensors, [seed.value for seed in seeds])
         for seed, state in zip(seeds, states, strict=True):
             seed.assign(state)
         for loss in losses:
@@ -238,13 +243,13 @@ def _traced_once(
 class _Entry(keras.layers.Layer):
     """Hands `training` down to the layers that `run` calls, also when the step's call is over."""
 
-    def call(self, x: Any, run: Any, training: Any = None) -> Any:
-        return run(x, training)
+    def call(self, tensors: Sequence[Any], run: Any, training: Any = None) -> Any:
+        return run(tensors, training)
 
 
 def _run_twice(
-    run: Callable[[Any], Any], entry: keras.layers.Layer, seeds: list[Any]
-) -> Callable[[Any], Any]:
+    run: Callable[..., Any], entry: keras.layers.Layer, seeds: list[Any]
+) -> Callable[..., Any]:
     """For TensorFlow and PyTorch, which run the function again in the backward pass.
 
     By then the step's contexts, and Keras' own for the layers that are being called, are gone.
@@ -253,18 +258,18 @@ def _run_twice(
     states = [keras.ops.copy(seed.value) for seed in seeds]
     of_step: dict[str, Any] = {}
 
-    def marked(x: Any, training: Any) -> Any:
+    def marked(tensors: Sequence[Any], training: Any) -> Any:
         of_step["training"] = training
         _running.set(True)
-        return run(x)
+        return run(*tensors)
 
-    def function(x: Any) -> Any:
+    def function(*tensors: Any) -> Any:
         if not of_step:
-            return step.copy().run(entry, x, run=marked)
+            return step.copy().run(entry, tensors, run=marked)
         now = [keras.ops.copy(seed.value) for seed in seeds]
         for seed, state in zip(seeds, states, strict=True):
             seed.assign(state)
-        y = step.copy().run(entry, x, run=marked, **of_step)
+        y = step.copy().run(entry, tensors, run=marked, **of_step)
         for seed, state in zip(seeds, now, strict=True):
             seed.assign(state)
         return y

@@ -54,7 +54,7 @@ def loss_and_gradients(backbone, tokens, ids):
     def loss_of():
         with training_attention(backbone, x["padding_mask"]):
             hidden = backbone(x, training=True)
-        return sum(backbone.losses, ops.sum(hidden**2 * mask))
+        return sum(backbone.losses, ops.sum(hidden**2 * ops.cast(mask, hidden.dtype)))
 
     keras.utils.set_random_seed(0)  # PyTorch's own generator, which draws for dropout.
     for seed in seeds:
@@ -102,13 +102,11 @@ def test_loss_gradients_and_random_numbers_stay_the_same(family, policy):
         sizes |= {"num_layers": 1, "num_experts": 2}
     if family == "gemma3n":
         sizes = {"attention_dropout": 0.2}
+        if BACKEND == "tensorflow":  # it rounds the second run otherwise, which this model enlarges
+            sizes["dtype"] = "float64"
     backbone = tiny_backbone(family, **sizes)
     count = len(decoder_blocks(backbone))
     tokens, ids = batch()
-    if family == "gemma3n" and keras.backend.backend() == "tensorflow":
-        with pytest.raises(ValueError, match="wrong gradients for Gemma3nBackbone on TensorFlow"):
-            rematerialise(backbone, policy)
-        return
     expected = loss_and_gradients(backbone, tokens, ids)
     rematerialise(backbone, policy)
     replaced = [layer for layer in backbone._flatten_layers() if "call" in vars(layer)]
