@@ -38,7 +38,6 @@ class _Plan(NamedTuple):
     """
 
     order: jax.Array  # (chunks, chunk) numbers of query blocks
-    inverse: jax.Array  # (blocks,) where each query block went
     trips: jax.Array  # (chunks,) key blocks needed, the diagonal one included
     segments: jax.Array  # (blocks, block) segment ids
     row_blocks: int
@@ -81,7 +80,7 @@ def blockwise_attention(
     soft_cap: float | None = None,
     window: int | None = None,
     sinks: jax.Array | None = None,
-    block: int = 64,
+    block: int = 32,
     chunk: int = 4,
 ) -> jax.Array:
     """`segment_attention` in blocks of `block` queries and keys, `chunk` of them at a time."""
@@ -109,21 +108,23 @@ def _attention(shape, query, key, value, segment_ids, sinks):
 def _forward(shape, query, key, value, segment_ids, sinks):
     plan = _make_plan(shape, segment_ids)
     kv_heads = key.shape[2]
-    q = _to_blocks(query, kv_heads, shape.block)[plan.order]
-    k, v = _to_blocks(key, kv_heads, shape.block), _to_blocks(value, kv_heads, shape.block)
+    q, k, v = (_to_blocks(x, kv_heads, shape.block) for x in (query, key, value))
+    _, kv, rows, dim = q.shape
 
-    def one_chunk(_, inputs):
-        q, numbers, trips = inputs
+    def one_chunk(results, inputs):
+        numbers, trips = inputs
+        q_chunk = q[numbers]
 
         def one_key_block(distance, state):
             maximum, total, acc = state
-            mask, chosen = _key_block(shape, plan, numbers, distance)
-            scores = _dot("ckqd,cksd->ckqs", q, k[chosen])
-            scores = scores.reshape(*q.shape[:2], -1, shape.block, shape.block)
-            mask = mask[:, None, None]
-            scores = jnp.where(mask, _bounded(shape, scores), _MASKED)
+            bias, chosen = _key_block(shape, plan, numbers, distance)
+            scores = _dot("ckqd,cksd->ckqs", q_chunk, k[chosen])
+            scores = scores.reshape(*q_chunk.shape[:2], -1, shape.block, shape.block)
+            # The first block is the diagonal one, in which every real token sees itself: the
+            # maximum is finite from there on, and what is masked becomes exactly 0.
+            scores = _bounded(shape, scores) + bias[:, None, None]
             new_maximum = jnp.maximum(maximum, jnp.max(scores, -1))
-            p = jnp.where(mask, jnp.exp(scores - new_maximum[..., None]), 0.0)
+            p = jnp.exp(scores - new_maximum[..., None])
             shrink = jnp.exp(maximum - new_maximum)
             p_flat = _flat(p).astype(v.dtype)
             acc = acc * shrink.reshape(acc.shape[:-1])[..., None] + _dot(
@@ -131,72 +132,71 @@ def _forward(shape, query, key, value, segment_ids, sinks):
             )
             return new_maximum, total * shrink + jnp.sum(p, -1), acc
 
-        c, kv, rows, dim = q.shape
-        lead = (c, kv, rows // shape.block, shape.block)
+        lead = (shape.chunk, kv, rows // shape.block, shape.block)
         start = (
             jnp.full(lead, _MASKED, jnp.float32),
             jnp.zeros(lead, jnp.float32),
-            jnp.zeros((c, kv, rows, dim), jnp.float32),
+            jnp.zeros((shape.chunk, kv, rows, dim), jnp.float32),
         )
         maximum, total, acc = jax.lax.fori_loop(0, trips, one_key_block, start)
         tiny = jnp.finfo(jnp.float32).tiny
         lse = maximum + jnp.log(jnp.maximum(total, tiny))
         out = acc / jnp.maximum(total, tiny).reshape(acc.shape[:-1])[..., None]
-        return None, (out, lse)
+        return tuple(_put(x, numbers, y) for x, y in zip(results, (out, lse), strict=True)), None
 
-    _, (out, lse) = jax.lax.scan(one_chunk, None, (q, plan.order, plan.trips))
-    out, lse = _unsort(plan, out), _unsort(plan, lse)
+    lse_shape = (q.shape[0], kv, rows // shape.block, shape.block)
+    results = jnp.zeros(q.shape, jnp.float32), jnp.zeros(lse_shape, jnp.float32)
+    (out, lse), _ = jax.lax.scan(one_chunk, results, (plan.order, plan.trips))
     if sinks is not None:
         sink = sinks.astype(jnp.float32).reshape(1, kv_heads, -1, 1)
         total = jnp.logaddexp(lse, sink)
         out = out * jnp.exp(lse - total).reshape(out.shape[:-1])[..., None]
         lse = total
-    out = _from_blocks(out, query.shape, shape.block).astype(query.dtype)
+    out = _of_real(_from_blocks(out, query.shape, shape.block), segment_ids).astype(query.dtype)
     out, lse = checkpoint_name(out, ATTENTION), checkpoint_name(lse, ATTENTION)
     return out, (query, key, value, segment_ids, sinks, out, lse)
 
 
 def _backward(shape, saved, d_out):
     query, key, value, segment_ids, sinks, out, lse = saved
+    d_out = _of_real(d_out, segment_ids)
     plan = _make_plan(shape, segment_ids)
     kv_heads = key.shape[2]
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1, keepdims=True)
     delta = _to_blocks(delta, kv_heads, shape.block).reshape(lse.shape)
-    q = _to_blocks(query, kv_heads, shape.block)[plan.order]
-    do = _to_blocks(d_out, kv_heads, shape.block)[plan.order]
-    k, v = _to_blocks(key, kv_heads, shape.block), _to_blocks(value, kv_heads, shape.block)
+    q, k, v, do = (_to_blocks(x, kv_heads, shape.block) for x in (query, key, value, d_out))
 
     def one_chunk(carry, inputs):
-        q, do, lse, delta, numbers, trips = inputs
+        numbers, trips = inputs
+        q_chunk, do_chunk, lse_chunk, delta_chunk = (x[numbers] for x in (q, do, lse, delta))
 
         def one_key_block(distance, state):
             dq, dk, dv = state
-            mask, chosen = _key_block(shape, plan, numbers, distance, keys_first=True)
+            bias, chosen = _key_block(shape, plan, numbers, distance, keys_first=True)
             # Keys before queries: so only one of the three products below sums over an axis that
             # is not its first operand's last, for which XLA has no fast product.
-            scores = _dot("cksd,ckqd->cksq", k[chosen], q)
+            scores = _dot("cksd,ckqd->cksq", k[chosen], q_chunk)
             scores = _bounded(shape, scores.reshape(*scores.shape[:-1], -1, shape.block))
-            mask = mask[:, None, :, None]
-            p = jnp.where(mask, jnp.exp(scores - lse[:, :, None]), 0.0)
-            dp = _dot("cksd,ckqd->cksq", v[chosen], do).reshape(p.shape)
-            ds = p * (dp - delta[:, :, None])
+            bias = bias[:, None, :, None]
+            p = jnp.exp(scores + bias - lse_chunk[:, :, None])
+            dp = _dot("cksd,ckqd->cksq", v[chosen], do_chunk).reshape(p.shape)
+            ds = p * (dp - delta_chunk[:, :, None])
             if shape.soft_cap is not None:
-                ds = ds * (1.0 - jnp.square(jnp.where(mask, scores, 0.0) / shape.soft_cap))
+                ds = ds * (1.0 - jnp.square(scores / shape.soft_cap))
             ds, p = (x.reshape(*x.shape[:3], -1).astype(q.dtype) for x in (ds, p))
             dq = dq + _dot("cksq,cksd->ckqd", ds, k[chosen])
-            dk = _add(dk, chosen, _dot("cksq,ckqd->cksd", ds, q))
-            dv = _add(dv, chosen, _dot("cksq,ckqd->cksd", p, do))
+            dk = _add(dk, chosen, _dot("cksq,ckqd->cksd", ds, q_chunk))
+            dv = _add(dv, chosen, _dot("cksq,ckqd->cksd", p, do_chunk))
             return dq, dk, dv
 
-        dk, dv = carry
-        state = (jnp.zeros(q.shape, jnp.float32), dk, dv)
+        all_dq, dk, dv = carry
+        state = (jnp.zeros(q_chunk.shape, jnp.float32), dk, dv)
         dq, dk, dv = jax.lax.fori_loop(0, trips, one_key_block, state)
-        return (dk, dv), dq
+        return (_put(all_dq, numbers, dq), dk, dv), None
 
-    zeros = jnp.zeros(k.shape, jnp.float32)
-    inputs = (q, do, lse[plan.order], delta[plan.order], plan.order, plan.trips)
-    (dk, dv), dq = jax.lax.scan(one_chunk, (zeros, zeros), inputs)
-    dq = _from_blocks(_unsort(plan, dq), query.shape, shape.block) * shape.scale
+    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
+    (dq, dk, dv), _ = jax.lax.scan(one_chunk, zeros, (plan.order, plan.trips))
+    dq = _from_blocks(dq, query.shape, shape.block) * shape.scale
     dk = _from_blocks(dk, key.shape, shape.block) * shape.scale
     dv = _from_blocks(dv, value.shape, shape.block)
     d_sinks = None
@@ -227,6 +227,18 @@ def _add(blocks, chosen, update):
     return blocks
 
 
+def _put(blocks, numbers, new):
+    """Sets `blocks[numbers[i]]` to `new[i]`, in place under XLA."""
+    for i in range(new.shape[0]):
+        blocks = jax.lax.dynamic_update_index_in_dim(blocks, new[i], numbers[i], 0)
+    return blocks
+
+
+def _of_real(x, segment_ids):
+    """`x`, `(batch, length, heads, dim)`, with zeros where there is padding."""
+    return jnp.where((segment_ids > 0)[..., None, None], x, 0)
+
+
 def _flat(x):
     """`(chunk, kv_heads, groups, block, keys)` to `(chunk, kv_heads, groups * block, keys)`."""
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
@@ -243,8 +255,8 @@ def _key_block(shape, plan, numbers, distance, keys_first=False):
     """Which blocks of keys lie `distance` before a chunk's queries, and who of them sees whom.
 
     Returns:
-        The mask, `(chunk, queries, keys)` or with the keys first, and the numbers of the blocks,
-        `(chunk,)`.
+        What is added to the scores, `(chunk, queries, keys)` or with the keys first, and the
+        numbers of the blocks, `(chunk,)`.
     """
     block, row_blocks = shape.block, plan.row_blocks
     within = numbers % row_blocks - distance  # negative: before the row's start
@@ -257,7 +269,9 @@ def _key_block(shape, plan, numbers, distance, keys_first=False):
         mask = mask & (offset < shape.window)
     seg_q = jnp.expand_dims(plan.segments[numbers], of_query)
     seg_k = jnp.expand_dims(plan.segments[chosen], of_key)
-    return mask & (seg_q == seg_k) & (seg_q > 0) & (within >= 0)[:, None, None], chosen
+    mask = mask & (seg_q == seg_k) & (seg_q > 0) & (within >= 0)[:, None, None]
+    # Made once for all heads: XLA would make it again in each loop over the scores.
+    return jax.lax.optimization_barrier(jnp.where(mask, 0.0, _MASKED)), chosen
 
 
 def _make_plan(shape, segment_ids):
@@ -274,15 +288,10 @@ def _make_plan(shape, segment_ids):
     order = jnp.argsort(-trips)
     return _Plan(
         order=order.reshape(-1, shape.chunk),
-        inverse=jnp.argsort(order),
         trips=jnp.max(trips[order].reshape(-1, shape.chunk), -1),
         segments=segment_ids.reshape(-1, shape.block),
         row_blocks=row_blocks,
     )
-
-
-def _unsort(plan, x):
-    return x.reshape(-1, *x.shape[2:])[plan.inverse]
 
 
 def _to_blocks(x, kv_heads, block):
