@@ -27,6 +27,7 @@ from kerora.data.chat_templates import read_chat_template
 from kerora.default_learning_rates import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE
 from kerora.interchange import load_adapter, save_adapter
 from kerora.interchange.keras_lora import has_keras_lora, take_over_keras_lora
+from kerora.keyword_hints import hints
 from kerora.models.cpu_bfloat16 import compute_in_float32
 from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE
 from kerora.models.loading import load_task_and_template
@@ -188,6 +189,14 @@ class Task(StepModel, AdaptedModel):
     def _read_compiled(self, loss: Any, metrics: Any, weighted_metrics: Any) -> None:
         self._compiled = CompiledStep.read(loss, [*(metrics or ()), *(weighted_metrics or ())])
 
+    @hints(
+        {
+            "num_train_epochs": "epochs",
+            "per_device_train_batch_size": "batch_size",
+            "max_length": "sequence_length",
+            "max_seq_length": "sequence_length",
+        }
+    )
     def fit(
         self,
         x: Any = None,

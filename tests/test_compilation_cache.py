@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from backends import once
+
+pytestmark = once
 
 COMPILE = """
 {before}

@@ -29,3 +29,10 @@ def test_what_is_like_no_argument_is_told_all_there_are():
 
 def test_known_arguments_arrive():
     assert kerora.LoraConfig(8, alpha=16).scale == 2.0
+
+
+def test_what_fit_does_not_take():
+    model = kerora.from_preset("tiny_gemma", load_weights=False)
+    for name, meant in {"epoch": "epochs", "max_seq_length": "sequence_length"}.items():
+        with pytest.raises(TypeError, match=f"no argument `{name}`. Did you mean `{meant}`"):
+            model.fit(["a"], **{name: 1})

@@ -101,14 +101,19 @@ def _index_lines(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 class CsvFile:
-    """The records of a .csv file with a header line, as dicts, by index."""
+    """The records of a .csv file with a header line, as dicts, by index.
+
+    Fields are separated by commas, or by semicolons or tabs where the header has those alone.
+    """
 
     def __init__(self, path: Path, name: Path):
         self._name = name
         starts, numbers = [], []
         with open(path, "rb") as file:
+            self._separator = _separator(file.readline())
+            file.seek(0)
             lines = _CountedLines(file)
-            reader = csv.reader(lines)
+            reader = csv.reader(lines, delimiter=self._separator)
             header = next(reader, None)
             while header is not None:
                 start, number = lines.position, lines.number
@@ -132,7 +137,7 @@ class CsvFile:
     def __getitem__(self, index: int) -> dict[str, str]:
         start, end = int(self._starts[index]), int(self._starts[index + 1])
         text = decode(os.pread(self._file.fileno(), end - start, start))
-        record = next(csv.reader(text.splitlines(keepends=True)))
+        record = next(csv.reader(text.splitlines(keepends=True), delimiter=self._separator))
         if len(record) != len(self._header):
             raise RowProblem(
                 "missing field" if len(record) < len(self._header) else "too many fields",
@@ -142,6 +147,10 @@ class CsvFile:
 
     def where(self, index: int) -> str:
         return f"{self._name}:{self._numbers[index]}"
+
+
+def _separator(header: bytes) -> str:
+    return next((char for char in ",;\t" if char.encode() in header), ",")
 
 
 class _CountedLines:

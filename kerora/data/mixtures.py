@@ -33,7 +33,10 @@ class MixedSource:
     """
 
     def __init__(self, sources: Sequence[_Source], weights: Sequence[float]):
-        shares = np.asarray(weights, np.float64)
+        try:
+            shares = np.asarray(weights, np.float64)
+        except (TypeError, ValueError):
+            shares = np.zeros(0)
         if shares.shape != (len(sources),) or not np.all(np.isfinite(shares) & (shares > 0)):
             raise DataError(
                 f"A mixture has one weight above 0 for each of its {len(sources)} sources. "

@@ -264,7 +264,9 @@ def _open_tfds(name: str) -> Source:
     except Exception as error:  # tfds raises many types for an unknown name, split or format
         stream = _prepared_tfds(tfds, dataset, split)
         if stream is None:
-            raise DataError(f"Cannot open 'tfds:{name}': {error}") from error
+            # Its own message goes on to list every data set that there is.
+            reason = str(error).partition("\n")[0]
+            raise DataError(f"Cannot open 'tfds:{name}': {reason}") from error
     return spool(stream, f"tfds:{name}", plain)
 
 

@@ -111,6 +111,10 @@ class BlockPasses:
         # TensorFlow may learn the batch's size only when it runs.
         length, remainder = labels.shape[0], self.blocking.remainder
         padding = remainder if length is None else -length % remainder
+        if length is not None and length + padding in (remainder, self.blocking.chunk):
+            # XLA takes work on all tokens at once out of its loop, and does it even if the loop
+            # is never entered.
+            padding += remainder
 
         def arrange(values: Any) -> Any:
             rows = ops.take(values, order, axis=0)
@@ -350,12 +354,12 @@ class BlockPasses:
         self, count: Any, length: int | None, body: Callable[..., Any], carry: Any
     ) -> Any:
         chunk, remainder = self.blocking.chunk, self.blocking.remainder
-        whole = 0
-        if length is None or length >= chunk:
-            whole = count // chunk
-            carry = ops.fori_loop(0, whole, lambda i, c: body(i * chunk, chunk, c), carry)
-        done = whole * (chunk // remainder)
         end = (count + remainder - 1) // remainder
+        done = 0
+        if length is None or length >= chunk:
+            whole = end // (chunk // remainder)
+            carry = ops.fori_loop(0, whole, lambda i, c: body(i * chunk, chunk, c), carry)
+            done = whole * (chunk // remainder)
         return ops.fori_loop(done, end, lambda i, c: body(i * remainder, remainder, c), carry)
 
 

@@ -5,6 +5,7 @@ import math
 import keras
 import keras_hub
 import pytest
+from backends import once
 from more_backbones import MORE_BACKBONES
 from test_linear_hosts import EQUATIONS
 from tiny_backbones import BACKBONES
@@ -59,6 +60,7 @@ def _names(chosen):
     return {name: names.count(name) for name in names}
 
 
+@once
 @pytest.mark.parametrize("family", FAMILIES)
 def test_targets_of_every_family(family):
     backbone = _backbone(family)

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from backends import once
 from typer.testing import CliRunner
 
 import kerora
@@ -94,6 +95,7 @@ def test_evaluate_measures_what_the_run_did(command_line, whole_run):
     assert f"{report['exact_match']:.1%}" in done.stdout
 
 
+@once
 def test_what_evaluate_says_of_a_bad_row_can_be_done_there(command_line, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"foo": 1}\n{"instruction": "Win?", "response": "Lose."}\n' * 2)
@@ -108,6 +110,7 @@ def test_what_evaluate_says_of_a_bad_row_can_be_done_there(command_line, tmp_pat
     assert "2 rows skipped" in done.stdout
 
 
+@once
 def test_inspect_tells_what_an_adapter_holds(command_line, whole_run):
     folder, _ = whole_run
     done = command_line.run("inspect", folder / "adapter")
@@ -147,6 +150,7 @@ def test_an_adapter_that_is_not_there_is_told_before_anything_heavy(
         assert message in done.stderr, done.stderr
 
 
+@once
 def test_merge_says_its_result_alone(command_line, tmp_path):
     model = kerora.from_preset("tiny_gemma")
     model.backbone.enable_lora(2)
@@ -174,6 +178,7 @@ def test_an_empty_answer_of_a_model_that_converses_says_what_to_try(tmp_path, mo
     assert CliRunner().invoke(app, [*ask[:-1], advised[1]]).stderr == ""
 
 
+@once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

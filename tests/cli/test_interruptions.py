@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy
 import pytest
+from backends import once
 
 from kerora.models.bundled import bundled_path
 
@@ -157,6 +158,7 @@ def test_two_processes_do_not_share_a_folder(command_line, tmp_path):
     assert "another kerora process is running in this folder" in second.stderr
 
 
+@once
 def test_a_bad_row_is_named_with_file_and_line(command_line, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"instruction": "a", "response": "b"}\n' * 3 + "no json\n")

@@ -125,6 +125,18 @@ def test_globs_and_lists_of_files_are_joined_in_order(tmp_path):
         assert source.where(4) == f"{tmp_path / 'b.jsonl'}:2"
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_csv_of_semicolons_or_tabs(separator, tmp_path):
+    path = tmp_path / "a.csv"
+    lines = [["prompt", "response"], ["a, b", f'"c{separator} ""d"""'], ['"e\nf"', "g"]]
+    path.write_text("\n".join(map(separator.join, lines)))
+    source = open_source(path)
+    assert [source[i] for i in range(len(source))] == [
+        {"prompt": "a, b", "response": f'c{separator} "d"'},
+        {"prompt": "e\nf", "response": "g"},
+    ]
+
+
 def test_csv_lines_are_counted_over_quoted_line_breaks(tmp_path):
     path = tmp_path / "a.csv"
     write_csv(path, ROWS)

@@ -57,7 +57,7 @@ def test_names_with_weights_are_a_mixture(files):
     assert f"{list(files)[1]}:10" in places
 
 
-@pytest.mark.parametrize("weights", [[1], [1, 0], [1, -2], [1, float("nan")]])
+@pytest.mark.parametrize("weights", [[1], [1, 0], [1, -2], [1, float("nan")], [1, "much"]])
 def test_weights_are_positive_and_one_per_source(weights):
     with pytest.raises(DataError, match="one weight above 0 for each of its 2 sources"):
         mix([MANY, FEW], weights)

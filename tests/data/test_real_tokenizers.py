@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from backends import once
 
 from kerora.data.encoding import Encoder
 from kerora.data.pipeline import make_batches
 from kerora.models.loading import chat_template
+
+pytestmark = once
 
 MODELS = os.environ.get("KERORA_REAL_MODELS")
 DATA = os.environ.get("KERORA_REAL_DATA")

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pandas
 import pytest
+from backends import once
 
 from kerora.data.errors import DataError
 from kerora.data.sources import open_source
@@ -102,6 +103,7 @@ print(type(source).__name__)
 """
 
 
+@once
 @pytest.mark.parametrize(
     ("file_format", "kind"), [("array_record", "SequenceSource"), ("tfrecord", "SpooledSource")]
 )

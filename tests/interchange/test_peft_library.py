@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from backends import families
 
 from benchmarks.interchange import (
     BOUND,
@@ -39,11 +40,13 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 REAL = os.environ.get("KERORA_REAL_MODELS")
-FAMILIES = [
-    *(name for name in MODELS if not name.endswith(("_tied", "_scaled"))),
-    *ENCODERS,
-    *SEQUENCE_TO_SEQUENCE,
-]
+FAMILIES = families(
+    [
+        *(name for name in MODELS if not name.endswith(("_tied", "_scaled"))),
+        *ENCODERS,
+        *SEQUENCE_TO_SEQUENCE,
+    ]
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from backends import once
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from benchmarks.tiny_transformers import tiny_transformers
@@ -15,6 +16,8 @@ from kerora.models.loading import load_task
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("torch")
+
+pytestmark = once
 
 REAL, DATA = os.environ.get("KERORA_REAL_MODELS"), os.environ.get("KERORA_REAL_DATA")
 TEXTS = [

@@ -9,6 +9,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from backends import families
 from keras_hub.src.utils.preset_utils import list_subclasses
 from safetensors.numpy import load_file, save_file
 
@@ -32,7 +33,7 @@ pytest.importorskip("torch")
 REAL = os.environ.get("KERORA_REAL_MODELS")
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", families(MODELS))
 def test_a_base_agrees_with_transformers(name, tmp_path):
     reference = tiny_transformers(name, tmp_path)
     model = load_task(tmp_path, preprocessor=None)
@@ -62,14 +63,14 @@ def test_the_type_of_the_weights_is_what_was_asked_for(tmp_path):
     assert np.abs(keras_logits(model) - exact).max() < 0.05 * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("name", [*ENCODERS, *SEQUENCE_TO_SEQUENCE])
+@pytest.mark.parametrize("name", families([*ENCODERS, *SEQUENCE_TO_SEQUENCE]))
 def test_a_backbone_agrees_with_transformers(name, tmp_path):
     reference = tiny_transformers(name, tmp_path)
     backbone = load_backbone(tmp_path)
     np.testing.assert_allclose(keras_logits(backbone), torch_logits(reference), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [*ENCODERS, *SEQUENCE_TO_SEQUENCE])
+@pytest.mark.parametrize("name", families([*ENCODERS, *SEQUENCE_TO_SEQUENCE]))
 def test_padded_rows_agree_with_transformers(name, tmp_path):
     reference = tiny_transformers(name, tmp_path)
     padding = reference.config.pad_token_id
