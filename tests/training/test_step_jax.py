@@ -38,7 +38,7 @@ class CutOff(keras.utils.PyDataset):
         return 10
 
     def __getitem__(self, index):
-        if index == 8:  # further on than is read ahead
+        if index == 8:
             raise OSError("the disk is gone")
         return self.batch
 
