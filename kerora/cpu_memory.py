@@ -24,6 +24,7 @@ MEMORY_SCHEDULER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZ
 _OPTION = "xla_cpu_scheduler_type"
 # XLA ends the process over a flag that it does not know, and older ones do not know this one.
 _KNOWN_SINCE = (0, 10)
+_DEVICES, _MOST_DEVICES = "xla_force_host_platform_device_count", 8
 # Of glibc's <malloc.h>.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
@@ -36,6 +37,7 @@ def prepare_cpu_memory() -> None:
     if _accelerated():
         return
     schedule_for_memory()
+    make_replicas_possible()
     # A heap of a thread's own cannot hold large blocks: they would be mapped and unmapped.
     _tell_allocator((_ARENA_MAX, 1))
 
@@ -66,6 +68,18 @@ def schedule_for_memory() -> bool:
         flags = f"{flags} --{_OPTION}={MEMORY_SCHEDULER[_OPTION]}".strip()
         os.environ["XLA_FLAGS"] = flags
     return MEMORY_SCHEDULER[_OPTION] in flags
+
+
+def make_replicas_possible() -> None:
+    """Has JAX show the CPU as one device a core, through `XLA_FLAGS`; see `replicas_jax.py`.
+
+    XLA reads the variable once, at the process's first JAX computation. A choice that is there
+    already stays.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _DEVICES not in flags:
+        count = min(len(os.sched_getaffinity(0)), _MOST_DEVICES)
+        os.environ["XLA_FLAGS"] = f"{flags} --{_DEVICES}={count}".strip()
 
 
 def keep_freed_memory() -> bool:

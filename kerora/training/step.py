@@ -20,6 +20,7 @@ from kerora.model_mixin import ModelMixin
 from kerora.training.attention import training_attention
 from kerora.training.losses import TokenLoss
 from kerora.training.objective import Head, find_head, next_token_loss
+from kerora.training.replicas import over_replicas
 
 Reduction = Literal["tokens", "positions", "sum"]
 _REDUCTIONS: dict[str, Reduction] = {
@@ -128,9 +129,10 @@ class StepModel(ModelMixin):
         made_before = self.train_function
         super().make_train_function(force)
         if keras.backend.backend() == "jax" and self.train_function is not made_before:
+            from kerora.training.replicas_jax import with_replicas
             from kerora.training.step_jax import guarded
 
-            self.train_function = guarded(self, self.train_function)
+            self.train_function = guarded(self, with_replicas(self, self.train_function))
 
     def make_test_function(self, force: bool = False) -> None:
         made_before = self.test_function
@@ -172,14 +174,14 @@ class StepModel(ModelMixin):
             z_loss=objective.z_loss,
             gradient=training,
         )
-        accuracy = sums.correct_sum / ops.maximum(sums.weight_sum, 1e-9)
+        weight_sum = over_replicas(ops.stop_gradient(sums.weight_sum))
+        correct_sum = over_replicas(ops.stop_gradient(sums.correct_sum))
         for metric in self._compiled.accuracies:
-            keras.metrics.Mean.update_state(
-                metric, ops.stop_gradient(accuracy), ops.stop_gradient(sums.weight_sum)
-            )
-        loss = sums.loss_sum / _divisor(objective.reduction, y, sums.weight_sum)
+            accuracy = correct_sum / ops.maximum(weight_sum, 1e-9)
+            keras.metrics.Mean.update_state(metric, accuracy, weight_sum)
+        loss = sums.loss_sum / _divisor(objective.reduction, y, weight_sum)
         for extra in self.losses:
-            loss = loss + ops.sum(ops.cast(extra, "float32"))
+            loss = loss + ops.sum(ops.cast(extra, "float32")) / over_replicas(1.0)
         self._report_step(x, loss)
         return loss
 
@@ -206,15 +208,16 @@ class StepModel(ModelMixin):
     def _report_step(self, x: Any, loss: Any) -> None:
         if self._in_step and hasattr(self, "step_report"):
             of_loss, of_tokens = self.step_report
-            of_loss.update_state(ops.stop_gradient(loss))
+            of_loss.update_state(over_replicas(ops.stop_gradient(loss)))
             real = ops.cast(ops.greater(x["padding_mask"], 0), "float32")
-            of_tokens.update_state(ops.sum(real))
+            of_tokens.update_state(over_replicas(ops.sum(real)))
 
 
 def _divisor(reduction: Reduction, labels: Any, weight_sum: Any) -> Any:
     if reduction == "tokens":
         return ops.maximum(weight_sum, 1e-9)
-    return ops.cast(ops.size(labels), "float32") if reduction == "positions" else 1.0
+    size = ops.cast(ops.size(labels), "float32")
+    return over_replicas(size) if reduction == "positions" else 1.0
 
 
 class LatestValue(keras.metrics.Metric):

@@ -1,0 +1,147 @@
+"""Replicas of a step on the CPU give what one device gives."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+if keras.backend.backend() != "jax":
+    pytest.skip("JAX alone has devices for a CPU's cores", allow_module_level=True)
+
+import jax
+
+import kerora
+from kerora.training.replicas_jax import ReplicatedStep
+
+ROWS = ["A cat sat on the mat.", "A dog.", "A cow stood in the grass, and ate it.", "Birds"] * 4
+TRAIN = """
+import json, sys
+import jax, keras, numpy as np
+import kerora
+
+settings = json.loads(sys.argv[1])
+keras.utils.set_random_seed(0)
+model = kerora.from_preset("tiny_gemma", load_weights=False)
+model.backbone.enable_lora(2)
+reduction, steps = settings["reduction"], settings.get("accumulated")
+model.compile(
+    keras.optimizers.SGD(settings['rate'], gradient_accumulation_steps=steps),
+    loss=kerora.losses.TokenLoss(z_loss=1e-3, reduction=reduction),
+    weighted_metrics=[keras.metrics.SparseCategoricalAccuracy()],
+)
+model.report_steps()
+rows = ["A cat sat on the mat.", "A dog.", "A cow stood in the grass, and ate it.", "Birds"] * 4
+history = model.fit(
+    rows, epochs=2, sequence_length=16, batch_size=settings["batch_size"], shuffle=False, verbose=0
+)
+values = [np.asarray(variable).tolist() for variable in model.trainable_variables]
+print(json.dumps([jax.local_device_count(), history.history, values]))
+"""
+
+
+def trained(devices, **settings):
+    """Devices, history and trained values of a run in a process of its own."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN, json.dumps(settings)],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"reduction": "mean_with_sample_weight", "batch_size": 4, "rate": 0.1},
+        {"reduction": "sum_over_batch_size", "batch_size": 4, "rate": 0.1},
+        {"reduction": "sum", "batch_size": 4, "rate": 0.001, "accumulated": 2},
+        # Rows that two cannot share.
+        {"reduction": "mean_with_sample_weight", "batch_size": 3, "rate": 0.1},
+    ],
+)
+def test_they_learn_what_one_device_learns(settings):
+    count, history, values = trained(1, **settings)
+    assert count == 1
+    for devices in (2, 4):
+        count, of_replicas, replicated = trained(devices, **settings)
+        assert count == devices
+        for name, expected in history.items():
+            np.testing.assert_allclose(of_replicas[name], expected, rtol=2e-5, err_msg=name)
+        for value, expected in zip(replicated, values, strict=True):
+            np.testing.assert_allclose(value, expected, atol=2e-6)
+
+
+several = pytest.mark.skipif(jax.local_device_count() < 2, reason="this machine has one core")
+
+
+@pytest.fixture
+def model():
+    model = kerora.from_preset("tiny_gemma", load_weights=False)
+    model.backbone.enable_lora(2, dropout=0.5)
+    return model
+
+
+@several
+def test_the_frozen_base_lies_in_memory_once(model):
+    step = ReplicatedStep(model, jax.local_devices()[:2])
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:2]), ("replicas",))
+    base = model.backbone.token_embedding.embeddings.value
+    places = {
+        shard.data.unsafe_buffer_pointer()
+        for shard in step._replicate(mesh, base).addressable_shards
+    }
+    assert places == {base.unsafe_buffer_pointer()}
+
+
+@several
+def test_a_frozen_base_is_not_copied_and_nothing_stays_on_several_devices(model):
+    base = model.backbone.token_embedding.embeddings
+    place = base.value.unsafe_buffer_pointer()
+    model.fit(ROWS, epochs=2, sequence_length=16, batch_size=2, verbose=0)
+    assert base.value.unsafe_buffer_pointer() == place
+    for variable in [*model.variables, *model.optimizer.variables]:
+        assert len(variable.value.devices()) == 1
+
+
+@several
+def test_each_replica_draws_numbers_of_its_own(model):
+    from kerora.training import replicas_jax
+
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:2]), ("replicas",))
+    seeds = [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
+    assert seeds
+    rest = [variable.value for variable in model.non_trainable_variables]
+
+    def replica(*rest):
+        apart = replicas_jax._seeds_apart(model, rest)
+        return [
+            value[None]
+            for value, variable in zip(apart, model.non_trainable_variables, strict=True)
+            if variable.name == "seed_generator_state"
+        ]
+
+    spec = jax.sharding.PartitionSpec
+    drawn = jax.shard_map(
+        replica, mesh=mesh, in_specs=spec(), out_specs=spec("replicas"), check_vma=False
+    )(*rest)
+    for values, seed in zip(drawn, seeds, strict=True):
+        first, second = np.asarray(values)
+        np.testing.assert_array_equal(first, np.asarray(seed.value))
+        assert first[0] != second[0] and first[1] == second[1]
+
+
+@several
+def test_seeds_go_on_as_on_one_device(model):
+    seeds = [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
+    before = [np.asarray(seed.value) for seed in seeds]
+    model.fit(ROWS, sequence_length=16, batch_size=2, verbose=0)
+    for seed, old in zip(seeds, before, strict=True):
+        assert np.asarray(seed.value)[0] == old[0]
+        assert np.asarray(seed.value)[1] > old[1]
