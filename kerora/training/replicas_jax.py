@@ -83,14 +83,14 @@ class ReplicatedStep:
         return max(n for n in range(1, len(self._devices) + 1) if rows % n == 0)
 
     def _replicate(self, mesh: Mesh, array: jax.Array) -> jax.Array:
+        sharding = NamedSharding(mesh, _WHOLE)
         known = self._known.get(id(array))
-        if known is not None and known[1].sharding.mesh == mesh:
+        if known is not None and known[1].sharding == sharding:
             return known[1]
         first, *others = mesh.devices.flat
         own = array if array.devices() == {first} else jax.device_put(array, first)
         host = np.asarray(own)  # a view of its memory
         copies = [own, *(jax.device_put(host, device, may_alias=True) for device in others)]
-        sharding = NamedSharding(mesh, _WHOLE)
         return jax.make_array_from_single_device_arrays(array.shape, sharding, copies)
 
     def _on_first_device(self, array: jax.Array) -> jax.Array:
