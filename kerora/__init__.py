@@ -17,6 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from kerora.compilation_cache import keep_compiled_code
+from kerora.cpu_devices import show_cores_as_devices
 from kerora.cpu_memory import prepare_cpu_memory
 from kerora.lazy_tensorflow import import_tensorflow_when_used
 
@@ -27,6 +28,7 @@ else:
     _backend = os.environ.setdefault("KERAS_BACKEND", "jax")
 if _backend == "jax":
     prepare_cpu_memory()
+    show_cores_as_devices()
     keep_compiled_code()
 if _backend != "tensorflow":
     import_tensorflow_when_used()

@@ -24,7 +24,6 @@ MEMORY_SCHEDULER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZ
 _OPTION = "xla_cpu_scheduler_type"
 # XLA ends the process over a flag that it does not know, and older ones do not know this one.
 _KNOWN_SINCE = (0, 10)
-_DEVICES, _MOST_DEVICES = "xla_force_host_platform_device_count", 8
 # Of glibc's <malloc.h>.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
@@ -34,10 +33,9 @@ def prepare_cpu_memory() -> None:
 
     On a machine where JAX has an accelerator, nothing.
     """
-    if _accelerated():
+    if accelerated():
         return
     schedule_for_memory()
-    make_replicas_possible()
     # A heap of a thread's own cannot hold large blocks: they would be mapped and unmapped.
     _tell_allocator((_ARENA_MAX, 1))
 
@@ -47,7 +45,7 @@ def run_steps_one_by_one() -> None:
 
     Call before JAX's first computation.
     """
-    if not _accelerated():
+    if not accelerated():
         import jax
 
         # JAX reads no variable for this option.
@@ -64,22 +62,10 @@ def schedule_for_memory() -> bool:
         Whether `XLA_FLAGS` now names the memory-optimised scheduler.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if _OPTION not in flags and _version("jaxlib") >= _KNOWN_SINCE:
+    if _OPTION not in flags and jaxlib_version() >= _KNOWN_SINCE:
         flags = f"{flags} --{_OPTION}={MEMORY_SCHEDULER[_OPTION]}".strip()
         os.environ["XLA_FLAGS"] = flags
     return MEMORY_SCHEDULER[_OPTION] in flags
-
-
-def make_replicas_possible() -> None:
-    """Has JAX show the CPU as one device a core, through `XLA_FLAGS`; see `replicas_jax.py`.
-
-    XLA reads the variable once, at the process's first JAX computation. A choice that is there
-    already stays.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if _DEVICES not in flags:
-        count = min(len(os.sched_getaffinity(0)), _MOST_DEVICES)
-        os.environ["XLA_FLAGS"] = f"{flags} --{_DEVICES}={count}".strip()
 
 
 def keep_freed_memory() -> bool:
@@ -89,7 +75,7 @@ def keep_freed_memory() -> bool:
         Whether it was told: not on other systems than Linux, and not where a `MALLOC_` variable or
         `GLIBC_TUNABLES` shows that the user has chosen.
     """
-    return not _accelerated() and _tell_allocator((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
+    return not accelerated() and _tell_allocator((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
 
 
 def release_freed_memory() -> None:
@@ -119,12 +105,14 @@ def _c_library() -> ctypes.CDLL | None:
 
 
 @functools.cache
-def _accelerated() -> bool:
+def accelerated() -> bool:
+    """Whether JAX has an accelerator's plugin here."""
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     found = (importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
     return bool(plugins) or any(spec is not None for spec in found)
 
 
-def _version(distribution: str) -> tuple[int, ...]:
-    parts = importlib.metadata.version(distribution).split(".")
+def jaxlib_version() -> tuple[int, ...]:
+    """The first two numbers of it."""
+    parts = importlib.metadata.version("jaxlib").split(".")
     return tuple(int(part) for part in parts[:2])

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kerora.cpu_devices import devices_wait
 from kerora.training.replicas import replicated
 
 _AXIS = "replicas"
@@ -40,6 +41,7 @@ def with_replicas(model: Any, step: Any) -> Any:
     fits = (
         len(devices) > 1
         and devices[0].platform == "cpu"
+        and devices_wait()
         and keras.distribution.distribution() is None
         and model.jit_compile
         and not model.run_eagerly
