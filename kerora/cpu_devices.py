@@ -29,13 +29,18 @@ def show_cores_as_devices() -> None:
     """
     if accelerated() or jaxlib_version() < _KNOWN_SINCE:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    wanted = {_DEVICES: min(cores or 1, _MOST_DEVICES), **dict.fromkeys(_WAIT, _SECONDS)}
+    wanted = {_DEVICES: min(cores(), _MOST_DEVICES), **dict.fromkeys(_WAIT, _SECONDS)}
     flags = os.environ.get("XLA_FLAGS", "")
     for name, value in wanted.items():
         if name not in flags:
             flags = f"{flags} --{name}={value}".strip()
     os.environ["XLA_FLAGS"] = flags
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return allowed or 1
 
 
 def devices_wait() -> bool:

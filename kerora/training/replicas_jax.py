@@ -2,8 +2,9 @@
 
 XLA runs large products on all cores, but products of small matrices (attention's), and whatever
 lies between products, on one. With a JAX device for each of a few cores, the rows of a batch are
-shared out among them and everything runs on all: a step of SmolLM2 takes about 0.7 of its time on
-two cores. The frozen base lies in memory once: every device is given the same bytes.
+shared out among them and everything runs on all: on two cores a step of SmolLM2 takes 0.93 of its
+time and 0.8 of its memory. The frozen base lies in memory once: every device is given the same
+bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import keras
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kerora.cpu_devices import devices_wait
+from kerora.cpu_devices import cores, devices_wait
 from kerora.training.replicas import replicated
 
 _AXIS = "replicas"
@@ -68,7 +69,10 @@ class ReplicatedStep:
             return self._whole(state, data)
         if count not in self._steps:
             mesh = Mesh(np.array(self._devices[:count]), (_AXIS,))
-            self._steps[count] = mesh, jax.jit(functools.partial(_train_step, self._model, mesh))
+            # Where each core has a replica, none shares its products out again.
+            options = {"xla_cpu_multi_thread_eigen": count < cores()}
+            step = functools.partial(_train_step, self._model, mesh)
+            self._steps[count] = mesh, jax.jit(step, compiler_options=options)
         mesh, step = self._steps[count]
         given = jax.tree.map(functools.partial(self._replicate, mesh), state)
         rest = state[1]
