@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
-    """Whatever a test draws without a seed of its own (Keras' initial weights) is the same always."""
+    """Whatever a test draws without a seed of its own (initial weights) is the same each time."""
     random.seed(0)
     np.random.seed(0)
 
