@@ -6,6 +6,7 @@ See `kerora/training/replicas_jax.py`. What runs on one device alone still uses 
 from __future__ import annotations
 
 import os
+import sys
 
 from kerora.cpu_memory import accelerated, jaxlib_version
 
@@ -24,10 +25,12 @@ _MOST_DEVICES, _SECONDS = 8, 1_000_000
 def show_cores_as_devices() -> None:
     """Asks XLA for one device a core, through `XLA_FLAGS`; not where JAX has an accelerator.
 
-    XLA reads the variable once, at the process's first JAX computation. A choice that is there
-    already stays.
+    XLA reads the variable once, at the process's first JAX computation: after it, nothing is asked
+    for. A choice that is there already stays.
     """
-    if accelerated() or jaxlib_version() < _KNOWN_SINCE:
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    is_too_late = bridge is not None and bridge.backends_are_initialized()
+    if is_too_late or accelerated() or jaxlib_version() < _KNOWN_SINCE:
         return
     wanted = {_DEVICES: min(cores(), _MOST_DEVICES), **dict.fromkeys(_WAIT, _SECONDS)}
     flags = os.environ.get("XLA_FLAGS", "")
