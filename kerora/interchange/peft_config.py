@@ -164,7 +164,9 @@ def read_config(folder: Path) -> PeftConfig:
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise AdapterError(f"'{folder}' holds no {CONFIG_FILE}: it is no adapter folder.")
+        below = [str(found.parent) for found in sorted(folder.glob(f"*/{CONFIG_FILE}"))[:5]]
+        hint = f" There is one below: {', '.join(below)}" if below else ""
+        raise AdapterError(f"'{folder}' holds no {CONFIG_FILE}: it is no adapter folder.{hint}")
     fields = read_json_object(path, AdapterError)
     _check_understood(path, fields)
     mapping = fields.get("auto_mapping") or {}

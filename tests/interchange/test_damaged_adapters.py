@@ -52,6 +52,10 @@ def change_tensors(folder, change):
     save_file(tensors, file)
 
 
+def test_the_folder_above_names_the_adapter_below(model, folder):
+    refuses(model, folder.parent, rf"no adapter_config.json.* There is one below: {folder}$")
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
