@@ -7,9 +7,10 @@ character that no text holds is put into one message, and what follows it in the
 compared with what follows it where the turn is the last one, or is about to be written.
 
 gpt-oss ends its last turn with another mark than the others, which are found by what stands before
-a generation prompt. Cohere opens an assistant's turn after every text, and a turn ends with the end
-token. DeepSeek R1 starts thinking in its prompts alone: what is written from there on is learned if
-it is the answer itself.
+a generation prompt. Cohere opens an assistant's turn after every text, whoever spoke last: that is
+set aside, and what is left is written turn by turn. Hermes puts other white space after a tool's
+last result where an answer follows. DeepSeek R1 starts thinking in its prompts alone: what is
+written from there on is learned if it is the answer itself.
 """
 
 import dataclasses
@@ -42,17 +43,19 @@ def assistant_spans(
         RowProblem: Where a turn starts or ends cannot be said for certain.
     """
     text = render(messages)
+    opener = _opener(render, messages, text, end_token)
+
+    def render_turns(turns: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        rendered = render(turns, add_generation_prompt=add_generation_prompt)
+        return rendered if add_generation_prompt else rendered.removesuffix(opener)
+
+    turns = text.removesuffix(opener)
     spans: list[tuple[int, int]] = []
-    opened = _opens_a_turn_always(render, messages, text)
     for index, message in enumerate(messages):
         if message.role != "assistant":
             continue
-        prompt = render(messages[:index], add_generation_prompt=True)
-        start = _start(render, messages, index, text, prompt)
-        if opened:
-            end = _end_at_token(render, messages, index, text, end_token)
-        else:
-            end = _end(render, messages, index, text, start)
+        start = _start(render_turns, messages, index, turns)
+        end = _end(render_turns, messages, index, turns, start)
         earliest = spans[-1][1] if spans else 0
         if start is None or end is None or not earliest <= start <= end:
             raise RowProblem(
@@ -65,28 +68,66 @@ def assistant_spans(
     return text, spans
 
 
-def _opens_a_turn_always(render: Render, messages: Sequence[Message], text: str) -> bool:
-    """Whether the template opens another turn of the assistant's after each text."""
-    if messages[-1].role != "assistant":
-        return False
-    prompt = render(messages[:-1], add_generation_prompt=True)
-    last = [piece for piece in _PIECES.findall(text) if piece.strip()][-1:]
-    is_mark = bool(last) and bool(_MARK_OR_SPACE.fullmatch(last[0]))
-    return is_mark and prompt.rstrip().endswith(last[0])
+def _opener(render: Render, messages: Sequence[Message], text: str, end_token: str) -> str:
+    """What opens a turn of the assistant's after each text, whoever spoke last; mostly nothing.
+
+    Raises:
+        RowProblem: Such a template's turns do not end with the end token: nothing tells the mark
+            that ends a turn from those that open the next.
+    """
+    first = next((i for i, message in enumerate(messages) if message.role == "assistant"), None)
+    if first is None or render(messages, add_generation_prompt=True) != text:
+        return ""
+    prompt = render(messages[:first], add_generation_prompt=True)
+    answer = Message("assistant", "x" + _ANCHOR)
+    after = _after_anchor(render([*messages[:first], answer])) or ""
+    if not after.strip() or _last_piece(after) != _last_piece(prompt):
+        return ""
+    _, ended, opener = after.rpartition(end_token or _ANCHOR)
+    opener = opener.lstrip()  # a conversation starts without the line break that ends a turn
+    if ended and prompt.endswith(opener):
+        return opener
+    raise RowProblem(
+        "inconsistent chat template",
+        f"after an answer it writes {after!r}, whether or not another is to follow, and the end "
+        f"token {end_token!r} does not say where the answer ends; set model.chat_template to one "
+        "that follows add_generation_prompt, or one with {% generation %} blocks",
+    )
 
 
-def _start(
-    render: Render, messages: Sequence[Message], index: int, text: str, prompt: str
-) -> int | None:
+def _start(render: Render, messages: Sequence[Message], index: int, text: str) -> int | None:
     """Where the generation prompt of a turn ends; None where it is not in the text."""
     before = messages[:index]
+    prompt = render(before, add_generation_prompt=True)
     if text.startswith(prompt):
         return len(prompt)
     for after, short in _anchored(render, messages, index - 1, text):
         prompt_after = _after_anchor(render([*before[:-1], short], add_generation_prompt=True))
-        if prompt_after is not None and after.startswith(prompt_after):
-            return len(text) - len(after) + len(prompt_after)
+        if prompt_after is None:
+            continue
+        length = _length_of_prompt(after, prompt_after, prompt.removeprefix(render(before)))
+        if length is not None:
+            return len(text) - len(after) + length
     return _start_of_words(render, messages, index, text, prompt)
+
+
+def _length_of_prompt(after: str, prompt: str, opening: str) -> int | None:
+    """How long a prompt is in what stands after an anchor, but for white space before its opening.
+
+    Args:
+        after: The text after the anchor.
+        prompt: The generation prompt after the anchor.
+        opening: What the prompt ends with, and a text without one does not.
+    """
+    if after.startswith(prompt):
+        return len(prompt)
+    if not opening.strip() or not prompt.endswith(opening):
+        return None
+    closing = "".join(prompt.removesuffix(opening).split())
+    for found in re.finditer(re.escape(opening), after):
+        if "".join(after[: found.start()].split()) == closing:
+            return found.end()
+    return None
 
 
 def _start_of_words(
@@ -155,18 +196,6 @@ def _end_before_prompt(
     return None
 
 
-def _end_at_token(
-    render: Render, messages: Sequence[Message], index: int, text: str, end_token: str
-) -> int | None:
-    """Where the first end token after the words of a turn ends, if only marks stand between."""
-    for after, anchored in _anchored(render, messages, index, text):
-        rest = (anchored.content or "").partition(_ANCHOR)[2].rstrip()
-        closing, found, _ = after.removeprefix(rest).partition(end_token or _ANCHOR)
-        if found and after.startswith(rest) and _only_marks(closing):
-            return len(text) - len(after) + len(rest) + len(closing) + len(end_token)
-    return None
-
-
 def _end_before_next(
     render: Render, messages: Sequence[Message], index: int, text: str
 ) -> int | None:
@@ -210,6 +239,10 @@ def _anchored(
 
 def _after_anchor(text: str) -> str | None:
     return text.partition(_ANCHOR)[2] if text.count(_ANCHOR) == 1 else None
+
+
+def _last_piece(text: str) -> str:
+    return next(reversed(_PIECES.findall(text.rstrip())), "")
 
 
 def _only_marks(text: str) -> bool:

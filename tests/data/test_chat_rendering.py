@@ -7,18 +7,22 @@ import keras
 import pytest
 from published_templates import (
     ALWAYS_OPEN,
+    ALWAYS_OPEN_WORDS,
     COMMAND_R7B,
     DEEPSEEK_R1,
     GPT_OSS,
+    HERMES,
     LAST_WORDS,
     LLAMA31,
     MARKED_CHATML,
+    MARKED_COMMAND_R7B,
     MISTRAL,
     PHI3,
     QWEN3,
     UNCLOSED,
     WORDS_IN_PROMPT,
     WORDS_IN_TEXT,
+    unmarked,
 )
 
 from kerora.data.chat import ChatTemplate
@@ -80,7 +84,7 @@ CASES = [
     *((WITH_TOOLS, source, TOOLS) for source in (QWEN, QWEN3, MISTRAL, LLAMA31, MARKED_CHATML)),
     (THINKING, QWEN3, None),
     *((TALK, source, None) for source in (GPT_OSS, DEEPSEEK_R1, COMMAND_R7B)),
-    (WITH_TOOLS, GPT_OSS, TOOLS),
+    *((WITH_TOOLS, source, TOOLS) for source in (GPT_OSS, COMMAND_R7B, HERMES)),
 ]
 
 
@@ -204,7 +208,8 @@ def test_answers_that_a_prompt_would_think_before_are_learned_as_written():
 
 
 @pytest.mark.parametrize(
-    "source", [UNCLOSED, ALWAYS_OPEN, WORDS_IN_PROMPT, WORDS_IN_TEXT, LAST_WORDS]
+    "source",
+    [UNCLOSED, ALWAYS_OPEN, ALWAYS_OPEN_WORDS, WORDS_IN_PROMPT, WORDS_IN_TEXT, LAST_WORDS],
 )
 def test_turns_that_cannot_be_told_apart_are_an_error(source):
     with pytest.raises(RowProblem, match=r"inconsistent.*model\.chat_template"):
@@ -256,19 +261,24 @@ def smollm2():
 
 
 @pytest.mark.parametrize(
-    ("talk", "tools"), [(TALK, None), ([*WITH_TOOLS[:1], *WITH_TOOLS[3:]], TOOLS)]
+    ("talk", "tools", "marked"),
+    [
+        (TALK, None, MARKED_CHATML),
+        ([*WITH_TOOLS[:1], *WITH_TOOLS[3:]], TOOLS, MARKED_CHATML),
+        # What stands before a turn is one token, as it is in the model's own vocabulary.
+        (WITH_TOOLS, TOOLS, MARKED_COMMAND_R7B.replace("<|CHATBOT_TOKEN|>", "<repo_name>")),
+    ],
 )
-def test_masks_equal_those_of_transformers(smollm2, talk, tools):
+def test_masks_equal_those_of_transformers(smollm2, talk, tools, marked):
     tokenizer, theirs = smollm2
     given = theirs.apply_chat_template(
         talk,
         tools=tools,
-        chat_template=MARKED_CHATML,
+        chat_template=marked,
         return_assistant_tokens_mask=True,
         return_dict=True,
     )
-    plain = MARKED_CHATML.replace("{%- generation %}", "").replace("{%- endgeneration %}", "")
-    for source in (MARKED_CHATML, plain):
+    for source in (marked, unmarked(marked)):
         encoder = Encoder(tokenizer, sequence_length=512, chat_template=source)
         encoded = encoder.encode({"messages": talk, "tools": tools})
         assert encoded.token_ids.tolist() == given["input_ids"]

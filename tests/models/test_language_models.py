@@ -19,6 +19,14 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("torch")
 
 SEEING = ["gemma3_vision", "gemma3n_vision", "gemma4_vision", "qwen3_5_vision"]
+# What `transformers` takes where a Gemma 3's folder does not say.
+LEFT_OUT = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-6,
+}
 
 
 def change_config(folder, change):
@@ -68,11 +76,7 @@ def test_fields_that_a_t5gemma2_folder_leaves_out(tmp_path):
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 7, "vocab_size": 64}
     # What `transformers` takes for them; the rotary positions have older names too.
     left_out = {
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-        "rms_norm_eps": 1e-6,
+        **LEFT_OUT,
         "sliding_window": 4096,
         "layer_types": ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"],
     }
@@ -124,11 +128,7 @@ def test_an_encoder_is_read_under_the_names_of_the_model(tmp_path):
 def test_fields_that_published_folders_leave_out(tmp_path):
     # As in google/gemma-3-4b-it, of which only the sizes that have no default are given.
     left_out = {
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-        "rms_norm_eps": 1e-6,
+        **LEFT_OUT,
         "tie_word_embeddings": True,
     }
     rope = {

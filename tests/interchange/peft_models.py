@@ -1,0 +1,29 @@
+"""PEFT's models with adapters, and the folders that they are read from."""
+
+import json
+import warnings
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+
+
+def load(folder, dtype="float32"):
+    config = json.loads((Path(folder) / "config.json").read_text())
+    kind = getattr(transformers, config["architectures"][0])
+    return kind.from_pretrained(folder, dtype=dtype).eval()
+
+
+def adapted(base, folder, spread=0.2, **fields):
+    """A PEFT model with a random adapter, saved to `folder`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **fields)).eval()
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_" in name or weight.requires_grad:
+                    weight.add_(torch.randn_like(weight) * spread)
+        model.save_pretrained(folder)
+    return model
