@@ -1,5 +1,6 @@
 """That a damaged or hostile GGUF file is an error, and takes no memory that it has no bytes for."""
 
+import dataclasses
 import struct
 import tracemalloc
 
@@ -13,6 +14,7 @@ from kerora.models.errors import ModelSourceError
 from kerora.models.gguf_config import huggingface_config
 from kerora.models.gguf_file import GGUFFile
 from kerora.models.gguf_model import as_huggingface_folder
+from kerora.models.gguf_tensors import GGUFTensors
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch")
@@ -231,6 +233,18 @@ def test_the_size_of_an_expert_that_no_field_says(with_experts, tmp_path):
     assert file.fields.pop("qwen2moe.expert_feed_forward_length") == 24
     # As llama.cpp does: the size of the dense layer over the number of experts that are used.
     assert huggingface_config(file)["moe_intermediate_size"] == 48 // 2
+
+
+def test_the_gate_of_a_shared_expert_is_a_vector_or_a_matrix(with_experts, tmp_path):
+    file, name = GGUFFile(_written(tmp_path / "model.gguf", with_experts)), "shared_expert_gate"
+    gates = []
+    for shape in ((32,), (1, 32)):
+        for tensor in [key for key in file.tensors if "gate_inp_shexp" in key]:
+            file.tensors[tensor] = dataclasses.replace(file.tensors[tensor], shape=shape)
+        tensors = GGUFTensors(file, huggingface_config(file))
+        gates.append(tensors[f"model.layers.1.mlp.{name}.weight"])
+    assert gates[0].shape == (1, 32)
+    np.testing.assert_array_equal(*gates)
 
 
 def test_a_part_of_a_tensor_is_read_alone(tmp_path):
