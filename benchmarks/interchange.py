@@ -77,6 +77,10 @@ GGUF_FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {},
     "gemma3": {},
     "gemma3_scaled": {"query_pre_attn_scalar": 16},
+    "mixtral": {"sliding_window": None},
+    "qwen2_moe": {},
+    "qwen2_moe_tied": {},
+    "qwen3_moe": {},
 }
 
 

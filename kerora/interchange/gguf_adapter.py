@@ -29,6 +29,9 @@ _ARCHITECTURES = {
     "Gemma3Backbone": "gemma3",
     "QwenBackbone": "qwen2",
     "Qwen3Backbone": "qwen3",
+    "MixtralBackbone": "llama",
+    "QwenMoeBackbone": "qwen2moe",
+    "Qwen3MoeBackbone": "qwen3moe",
 }
 
 
@@ -40,7 +43,8 @@ def save_gguf_adapter(
     The file appears whole or not at all; one that exists is replaced.
 
     Args:
-        model: A KerasHub task or backbone that holds the adapter: a Llama, Mistral, Gemma or Qwen.
+        model: A KerasHub task or backbone that holds the adapter: a Llama, Mistral, Mixtral, Gemma
+            or Qwen.
         path: Where to write.
         name: Name of the adapter.
 

@@ -5,13 +5,15 @@ Keys of the metadata: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from kerora.models.gguf_experts import SHARED_GATE, expert_fields, expert_shapes, has_experts
 from kerora.models.gguf_file import GGUFFile
+from kerora.models.gguf_metadata import Metadata
 from kerora.models.gguf_rope import llama3_scaling
 
-# GGUF architecture -> Hugging Face `model_type`. A Mistral is converted to GGUF as "llama".
+# GGUF architecture -> Hugging Face `model_type`. A Mistral is converted to GGUF as "llama", and so
+# is a Mixtral.
 FAMILIES = {
     "llama": "llama",
     "gemma": "gemma",
@@ -19,6 +21,8 @@ FAMILIES = {
     "gemma3": "gemma3_text",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
 }
 _CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -28,6 +32,9 @@ _CLASSES = {
     "gemma3_text": "Gemma3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 # The one size of each family whose queries are scaled by hidden / heads, by its number of layers;
 # GGUF files say nothing of it, and llama.cpp knows it by the same number.
@@ -54,6 +61,7 @@ def huggingface_config(file: GGUFFile) -> dict[str, Any]:
     """The `config.json` that the model of a GGUF file would have at Hugging Face.
 
     Every size in it is one that the file's tensors have, so nothing is built that they do not fill.
+    (But for `intermediate_size` of a Qwen with experts: no layer of it has that size.)
 
     Args:
         file: A GGUF file with a model.
@@ -64,13 +72,15 @@ def huggingface_config(file: GGUFFile) -> dict[str, Any]:
     """
     prefix = architecture(file)
     family = FAMILIES[prefix]
-    metadata = _Metadata(file, prefix)
+    metadata = Metadata(file, prefix)
     vocabulary, hidden = _table_shape(file)
     heads = metadata.size("attention.head_count")
     head_dim = metadata.size("attention.key_length", hidden // heads)
-    if family == "llama" and head_dim * heads != hidden:
+    if family == "llama" and has_experts(metadata):
+        family = "mixtral"
+    elif family == "llama" and head_dim * heads != hidden:
         family = "mistral"  # KerasHub's Llama has no other head size.
-    config = {
+    config: dict[str, Any] = {
         "architectures": [_CLASSES[family]],
         "model_type": family,
         "vocab_size": vocabulary,
@@ -84,40 +94,13 @@ def huggingface_config(file: GGUFFile) -> dict[str, Any]:
         "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
+    config |= expert_fields(file, metadata, family)
     if metadata.size("attention.value_length", head_dim) != head_dim:
         raise file.error("its keys and values differ in length")
     if metadata.size("rope.dimension_count", head_dim) != head_dim:
         raise file.error("only a part of each head is rotated")
     _check_sizes(file, config)
     return config | _rotary(file, metadata, family, head_dim) | _attention(metadata, config)
-
-
-class _Metadata:
-    """Numbers of one architecture's metadata."""
-
-    def __init__(self, file: GGUFFile, prefix: str):
-        self._file, self._prefix = file, prefix
-
-    def get(self, key: str) -> Any:
-        return self._file.fields.get(f"{self._prefix}.{key}")
-
-    def size(self, key: str, default: int | None = None) -> int:
-        value = self.number(key, default)
-        if value != int(value):
-            raise self._wrong(key, "a whole number", value)
-        return int(value)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value: Any = default if self.get(key) is None else self.get(key)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 < value < math.inf:
-            raise self._wrong(key, "a positive number", value)
-        return value
-
-    def _wrong(self, key: str, expected: str, received: object) -> Exception:
-        return self._file.error(
-            f"`{self._prefix}.{key}` must be {expected}. Received: {str(received)[:80]!r}"
-        )
 
 
 def _table_shape(file: GGUFFile) -> tuple[int, int]:
@@ -128,9 +111,7 @@ def _table_shape(file: GGUFFile) -> tuple[int, int]:
 
 
 def _check_sizes(file: GGUFFile, config: dict[str, Any]) -> None:
-    hidden, inner, head_dim = (
-        config[key] for key in ("hidden_size", "intermediate_size", "head_dim")
-    )
+    hidden, head_dim = config["hidden_size"], config["head_dim"]
     queries = config["num_attention_heads"] * head_dim
     keys = config["num_key_value_heads"] * head_dim
     table = (config["vocab_size"], hidden)
@@ -143,30 +124,41 @@ def _check_sizes(file: GGUFFile, config: dict[str, Any]) -> None:
         "attn_k": (keys, hidden),
         "attn_v": (keys, hidden),
         "attn_output": (hidden, queries),
-        "ffn_gate": (inner, hidden),
-        "ffn_up": (inner, hidden),
-        "ffn_down": (hidden, inner),
         "ffn_norm": (hidden,),
+        **(expert_shapes(config) or _dense_shapes(config)),
     }
     # Not all names at once: the number of layers is not checked yet.
     for index in range(config["num_hidden_layers"]):
         for part, shape in layer.items():
-            _check_shape(file, f"blk.{index}.{part}.weight", shape)
+            # Its one row is written as a vector, and by some as a matrix.
+            also = (1, *shape) if part == SHARED_GATE else shape
+            _check_shape(file, f"blk.{index}.{part}.weight", shape, also)
     for name, shape in expected.items():
         _check_shape(file, name, shape)
 
 
-def _check_shape(file: GGUFFile, name: str, shape: tuple[int, ...]) -> None:
+def _dense_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    return {
+        "ffn_gate": (inner, hidden),
+        "ffn_up": (inner, hidden),
+        "ffn_down": (hidden, inner),
+    }
+
+
+def _check_shape(
+    file: GGUFFile, name: str, shape: tuple[int, ...], also: tuple[int, ...] = ()
+) -> None:
     tensor = file.tensors.get(name)
     if tensor is None:
         raise file.error(f"it holds no tensor '{name}'")
-    if tensor.shape != shape:
+    if tensor.shape not in (shape, also):
         raise file.error(
             f"tensor '{name}' has the shape {tensor.shape}, and the metadata make it {shape}"
         )
 
 
-def _rotary(file: GGUFFile, metadata: _Metadata, family: str, head_dim: int) -> dict[str, Any]:
+def _rotary(file: GGUFFile, metadata: Metadata, family: str, head_dim: int) -> dict[str, Any]:
     theta = metadata.number("rope.freq_base", 10_000.0)
     kind = metadata.get("rope.scaling.type") or "none"
     scaling: dict[str, Any] = {"rope_type": "default"}
@@ -184,9 +176,9 @@ def _rotary(file: GGUFFile, metadata: _Metadata, family: str, head_dim: int) -> 
     return {"rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
 
 
-def _attention(metadata: _Metadata, config: dict[str, Any]) -> dict[str, Any]:
+def _attention(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     family, layers = config["model_type"], config["num_hidden_layers"]
-    if family in ("qwen2", "qwen3"):
+    if family.startswith("qwen"):
         return {"use_sliding_window": False, "sliding_window": None}
     if family not in _SCALED_BY_HIDDEN:
         return {"sliding_window": None}

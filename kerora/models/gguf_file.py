@@ -60,6 +60,13 @@ class GGUFTensor:
     start: int
     size: int
 
+    def part(self, index: int) -> GGUFTensor:
+        """One of the tensors of which this one is a stack, along its first axis."""
+        if not 0 <= index < self.shape[0] or len(self.shape) == 1:
+            raise IndexError(f"A tensor of shape {self.shape} has no part {index}.")
+        size = self.size // self.shape[0]
+        return GGUFTensor(self.shape[1:], self.kind, self.start + index * size, size)
+
 
 class GGUFFile:
     """The metadata of a GGUF file, and its tensors on demand.
@@ -108,11 +115,12 @@ class GGUFFile:
         """The error that says what is wrong with this file."""
         return ModelSourceError(f"The GGUF file '{self.path}' cannot be read: {problem}.")
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, index: int | None = None) -> np.ndarray:
         """A tensor as float32, dequantised.
 
         Args:
             name: Name of the tensor in the file.
+            index: Which part of it along its first axis, read alone; None for all of it.
 
         Raises:
             KeyError: If the file holds no such tensor.
@@ -121,6 +129,8 @@ class GGUFFile:
         import gguf
 
         tensor = self.tensors[name]
+        if index is not None:
+            tensor = tensor.part(index)
         block, block_bytes = gguf.GGML_QUANT_SIZES[tensor.kind]
         step = _VALUES_AT_ONCE // block * block_bytes
         values, filled = np.empty(math.prod(tensor.shape), "float32"), 0

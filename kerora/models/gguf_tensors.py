@@ -2,7 +2,8 @@
 
 Names come from the `gguf` package's own table. Two layouts differ: llama.cpp's Llama rotates
 neighbouring pairs of a head where `transformers` rotates its halves, so the rows of its queries and
-keys are permuted; and Gemma's norms are stored as `1 + weight`.
+keys are permuted; and Gemma's norms are stored as `1 + weight`. An expert's matrix is a part of a
+tensor, and read alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from kerora.models.errors import ModelSourceError
 from kerora.models.gguf_config import architecture
+from kerora.models.gguf_experts import expert_names
 from kerora.models.gguf_file import GGUFFile
 
 _LAYER_MODULES = (
@@ -30,6 +32,10 @@ _LAYER_MODULES = (
     "mlp.gate_proj",
     "mlp.up_proj",
     "mlp.down_proj",
+    "mlp.shared_expert.gate_proj",
+    "mlp.shared_expert.up_proj",
+    "mlp.shared_expert.down_proj",
+    "mlp.shared_expert_gate",
 )
 _NOT_WEIGHTS = {"rope_freqs.weight"}
 
@@ -47,12 +53,14 @@ class GGUFTensors(Mapping[str, np.ndarray]):
 
     def __init__(self, file: GGUFFile, config: dict[str, Any]):
         self._file, self._config = file, config
-        self._names = {
-            name: found
-            for name, found in gguf_names(architecture(file), config["num_hidden_layers"]).items()
-            if found in file.tensors
+        names = gguf_names(architecture(file), config["num_hidden_layers"])
+        self._places: dict[str, tuple[str, int | None]] = {
+            name: (found, None) for name, found in names.items() if found in file.tensors
         }
-        left = sorted(set(file.tensors) - set(self._names.values()) - _NOT_WEIGHTS)
+        for name, stacked, index in expert_names(config):
+            self._places[name] = stacked, index
+        found = {tensor for tensor, _ in self._places.values()}
+        left = sorted(set(file.tensors) - found - _NOT_WEIGHTS)
         if left:
             raise ModelSourceError(
                 f"KerasHub's backbone has no place for {len(left)} of the tensors of "
@@ -61,22 +69,26 @@ class GGUFTensors(Mapping[str, np.ndarray]):
             )
 
     def __getitem__(self, name: str) -> np.ndarray:
-        tensor = self._file.read(self._names[name])
+        tensor = self._file.read(*self._places[name])
         if is_permuted(architecture(self._file), name):
             return interleaved_to_halves(tensor, self._config["head_dim"])
         if self._config["model_type"].startswith("gemma") and name.endswith("norm.weight"):
             return tensor - 1
+        if name.endswith(".shared_expert_gate.weight"):
+            return tensor.reshape(1, -1)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._places)
 
 
 def gguf_names(arch: str, num_layers: int) -> dict[str, str]:
     """Hugging Face tensor names of an architecture, each with its GGUF name.
+
+    Those of experts and routers are `expert_names`.
 
     Args:
         arch: The GGUF architecture, such as `"llama"`.

@@ -124,7 +124,8 @@ def write_tokenizer(vocabulary: Vocabulary, family: str, folder: Path) -> None:
         ModelSourceError: If the family's tokenizer cannot hold this vocabulary.
     """
     is_sentencepiece = vocabulary.model == "llama"
-    if family.startswith("gemma") or (family == "mistral" and is_sentencepiece):
+    needs_sentencepiece = family.startswith("gemma") or family == "mixtral"
+    if needs_sentencepiece or (family == "mistral" and is_sentencepiece):
         if not is_sentencepiece:
             raise vocabulary.file.error(
                 f"KerasHub's tokenizer for '{family}' takes a SentencePiece vocabulary, and this "

@@ -187,17 +187,23 @@ def _load_plain_experts(backbone: keras.Model, loader: Any) -> None:
 
 
 def _check_all_taken(source: str, held: set[str], taken: set[str]) -> None:
-    # Converters name some tensors without their leading parts.
     left = sorted(
         name
         for name in held
         if (re.search(r"(^|\.)(layers|layer|h)\.\d+\.", name) or name == _TIED_HEAD)
         and not re.match(r"mtp\.", name)
         and not name.endswith("inv_freq")
-        and not any(name == key or name.endswith("." + key) for key in taken)
+        and not _is_taken(name, taken)
     )
     if left:
         raise ModelSourceError(
             f"KerasHub's backbone has no place for {len(left)} of the tensors of '{source}', so it "
             f"would not be the same model: {', '.join(left[:5])}{', …' if len(left) > 5 else ''}"
         )
+
+
+def _is_taken(name: str, taken: set[str]) -> bool:
+    # Converters name some tensors without their leading parts. A model with experts has tens of
+    # thousands of names, too many to compare each with each.
+    parts = name.split(".")
+    return any(".".join(parts[start:]) in taken for start in range(len(parts)))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.interchange import GGUF_FAMILIES
 from benchmarks.tiny_gguf import tiny_gguf
 from benchmarks.tiny_transformers import keras_logits
 from kerora.adapters import AdapterError, LoraConfig, add_adapter
@@ -49,11 +50,19 @@ def merged_file(base, adapter, path):
 
 @pytest.mark.parametrize(
     ("name", "architecture"),
-    [("llama", "llama"), ("qwen2", "qwen2"), ("gemma2", "gemma2"), ("gemma3", "gemma3")],
+    [
+        ("llama", "llama"),
+        ("qwen2", "qwen2"),
+        ("gemma2", "gemma2"),
+        ("gemma3", "gemma3"),
+        ("mixtral", "llama"),
+        ("qwen2_moe", "qwen2moe"),
+        ("qwen3_moe", "qwen3moe"),
+    ],
 )
 def test_the_deltas_of_the_file_make_the_adapted_model(name, architecture, tmp_path):
     base, adapter = tmp_path / "model.gguf", tmp_path / "adapter.gguf"
-    tiny_gguf(name, base)
+    tiny_gguf(name, base, **GGUF_FAMILIES.get(name, {}))
     model = adapted(base)
     save_gguf_adapter(model, adapter)
     written = merged_file(base, adapter, tmp_path / "merged.gguf")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import kerora
+from benchmarks.interchange import GGUF_FAMILIES
 from benchmarks.tiny_gguf import tiny_gguf
 from benchmarks.tiny_transformers import keras_logits
 from kerora.adapters import LoraConfig, add_adapter
@@ -50,10 +51,11 @@ CONVERSATION = [
 ]
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3", "mixtral", "qwen2_moe", "qwen3_moe"])
 def test_random_models_answer_alike(name, tmp_path):
     base, adapter = tmp_path / "model.gguf", tmp_path / "adapter.gguf"
-    tiny_gguf(name, base, vocabulary=VOCABULARY, vocab_size=260)
+    fields = {"vocab_size": 260, **GGUF_FAMILIES.get(name, {})}
+    tiny_gguf(name, base, vocabulary=VOCABULARY, **fields)
     model = load_task(base, preprocessor=None)
     add_adapter(model, LoraConfig(rank=4, alpha=6, targets="all-linear"))
     generator = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """That a damaged or hostile GGUF file is an error, and takes no memory that it has no bytes for."""
 
+import dataclasses
 import struct
 import tracemalloc
 
@@ -13,6 +14,7 @@ from kerora.models.errors import ModelSourceError
 from kerora.models.gguf_config import huggingface_config
 from kerora.models.gguf_file import GGUFFile
 from kerora.models.gguf_model import as_huggingface_folder
+from kerora.models.gguf_tensors import GGUFTensors
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch")
@@ -39,6 +41,18 @@ def whole(tmp_path_factory):
         "llama31_tied", path, gguf.GGMLQuantizationType.Q8_0, VOCABULARY, intermediate_size=64
     )
     return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def with_experts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    tiny_gguf("qwen2_moe", path, vocabulary=VOCABULARY)
+    return path.read_bytes()
+
+
+@pytest.fixture(params=["whole", "with_experts"])
+def either(request):
+    return request.getfixturevalue(request.param)
 
 
 def use_all(path):
@@ -145,21 +159,21 @@ def test_hostile_files_are_refused(name, tmp_path):
         tracemalloc.stop()
 
 
-def test_a_file_cut_off_anywhere_is_refused(whole, tmp_path):
+def test_a_file_cut_off_anywhere_is_refused(either, tmp_path):
     path = tmp_path / "model.gguf"
-    path.write_bytes(whole)
+    path.write_bytes(either)
     end = max(tensor.start + tensor.size for tensor in GGUFFile(path).tensors.values())
     for size in [*range(0, 2000, 17), *range(2000, end, 997), end - 1]:
-        path.write_bytes(whole[:size])
+        path.write_bytes(either[:size])
         with pytest.raises(ModelSourceError):
             use_all(path)
 
 
-def test_damaged_bytes_are_an_error_or_harmless(whole, tmp_path):
+def test_damaged_bytes_are_an_error_or_harmless(either, tmp_path):
     path, generator, refused = tmp_path / "model.gguf", np.random.default_rng(0), 0
-    start = GGUFFile(_written(path, whole)).tensors["token_embd.weight"].start
+    start = GGUFFile(_written(path, either)).tensors["token_embd.weight"].start
     for _ in range(300):
-        damaged = bytearray(whole)
+        damaged = bytearray(either)
         for position in generator.integers(0, start, 3):
             damaged[position] = generator.integers(256)
         try:
@@ -179,6 +193,7 @@ def test_damaged_bytes_are_an_error_or_harmless(whole, tmp_path):
         ("attention.head_count_kv", 10**9, "the metadata make it"),
         ("attention.key_length", 10**9, "differ in length"),
         ("rope.dimension_count", 4, "only a part of each head"),
+        ("expert_count", 4, "`llama.expert_used_count` must be a positive"),
         ("block_count", "two", "must be a positive number"),
         ("attention.layer_norm_rms_epsilon", float("nan"), "must be a positive number"),
     ],
@@ -189,6 +204,70 @@ def test_metadata_that_contradict_the_tensors(key, value, message, whole, tmp_pa
     file.fields[f"llama.{key}"] = value
     with pytest.raises(ModelSourceError, match=message):
         huggingface_config(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("expert_count", 10**9, "of 1000000000 experts"),
+        ("expert_count", 5, "the metadata make it"),
+        ("expert_count", 0, "must be a positive number"),
+        ("expert_count", "four", "must be a positive number"),
+        ("expert_used_count", 5, "of 4 experts 5 are used"),
+        ("expert_used_count", 1.5, "must be a whole number"),
+        ("expert_used_count", None, "must be a positive number"),
+        ("expert_feed_forward_length", 10**9, "the metadata make it"),
+        ("expert_shared_feed_forward_length", 10**9, "the metadata make it"),
+        ("expert_shared_feed_forward_length", None, "'blk.0.ffn_gate_shexp.weight' has the shape"),
+    ],
+)
+def test_metadata_that_contradict_the_experts(key, value, message, with_experts, tmp_path):
+    file = GGUFFile(_written(tmp_path / "model.gguf", with_experts))
+    file.fields[f"qwen2moe.{key}"] = value
+    with pytest.raises(ModelSourceError, match=message):
+        huggingface_config(file)
+
+
+def test_the_size_of_an_expert_that_no_field_says(with_experts, tmp_path):
+    file = GGUFFile(_written(tmp_path / "model.gguf", with_experts))
+    assert file.fields.pop("qwen2moe.expert_feed_forward_length") == 24
+    # As llama.cpp does: the size of the dense layer over the number of experts that are used.
+    assert huggingface_config(file)["moe_intermediate_size"] == 48 // 2
+
+
+def test_the_gate_of_a_shared_expert_is_a_vector_or_a_matrix(with_experts, tmp_path):
+    file, name = GGUFFile(_written(tmp_path / "model.gguf", with_experts)), "shared_expert_gate"
+    gates = []
+    for shape in ((32,), (1, 32)):
+        for tensor in [key for key in file.tensors if "gate_inp_shexp" in key]:
+            file.tensors[tensor] = dataclasses.replace(file.tensors[tensor], shape=shape)
+        tensors = GGUFTensors(file, huggingface_config(file))
+        gates.append(tensors[f"model.layers.1.mlp.{name}.weight"])
+    assert gates[0].shape == (1, 32)
+    np.testing.assert_array_equal(*gates)
+
+
+def test_a_part_of_a_tensor_is_read_alone(tmp_path):
+    values = np.random.default_rng(0).normal(size=(64, 128, 256)).astype("float32")
+    for kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0):
+        writer = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen3moe")
+        writer.add_tensor("bank", gguf.quantize(values, kind), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        file = GGUFFile(tmp_path / "model.gguf")
+        expected = file.read("bank")
+        tracemalloc.start()
+        try:
+            parts = [file.read("bank", index)[:, 0].copy() for index in range(64)]
+            assert tracemalloc.get_traced_memory()[1] < values.nbytes / 8
+        finally:
+            tracemalloc.stop()
+        np.testing.assert_array_equal(parts, expected[:, :, 0])
+    for index in (-1, 64):
+        with pytest.raises(IndexError, match=f"no part {index}"):
+            file.read("bank", index)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,23 @@ def test_quantised_weights_are_those_that_the_file_holds(name, tmp_path):
     np.testing.assert_allclose(keras_logits(model), torch_logits(reference), atol=2e-4)
 
 
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_quantised_experts_are_those_that_the_file_holds(name, kind, tmp_path):
+    if keras.backend.backend() != "jax":
+        pytest.skip("dequantisation does not depend on the backend")
+    sizes = {"intermediate_size": 64}
+    if name != "mixtral":
+        sizes["moe_intermediate_size"] = 32
+    if name == "qwen2_moe":
+        sizes["shared_expert_intermediate_size"] = 96
+    fields = {**GGUF_FAMILIES[name], **sizes}
+    reference = tiny_gguf(name, tmp_path / "model.gguf", KINDS[kind], **fields)
+    assert GGUFFile(tmp_path / "model.gguf").tensors["blk.1.ffn_up_exps.weight"].kind == KINDS[kind]
+    model = load_task(tmp_path / "model.gguf", preprocessor=None)
+    np.testing.assert_allclose(keras_logits(model), torch_logits(reference), atol=2e-4)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_transformers_reads_the_tests_files_alike(name, tmp_path):
     import transformers

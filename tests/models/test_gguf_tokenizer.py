@@ -99,6 +99,8 @@ def tekken_pattern():
         ("qwen2", "qwen2", qwen_pattern, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]),
         ("mistral", "tekken", tekken_pattern, ["<s>", "</s>", "[INST]"]),
         ("qwen3", "qwen2", qwen_pattern, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]),
+        ("qwen2_moe", "qwen2", qwen_pattern, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]),
+        ("qwen3_moe", "qwen2", qwen_pattern, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]),
     ],
 )
 def test_byte_level_ids(name, split, pattern, special, tmp_path):
@@ -118,7 +120,7 @@ def test_byte_level_ids(name, split, pattern, special, tmp_path):
     tokenizer = model.preprocessor.tokenizer
     assert tokenizer.detokenize(tokenizer(TEXTS[0])) == TEXTS[0]
     assert tokenizer.end_token_id == vocabulary["ggml.tokens"].index(
-        {"qwen2": "<|endoftext|>"}.get(name, special[1])
+        {"qwen2": "<|endoftext|>", "qwen2_moe": "<|endoftext|>"}.get(name, special[1])
     )
 
 
@@ -171,6 +173,7 @@ def sentencepiece(**options):
     [
         ("llama", {}, {}),
         ("mistral", {"sliding_window": None}, {}),
+        ("mixtral", {"sliding_window": None}, {}),
         (
             "gemma",
             {},
@@ -210,6 +213,16 @@ def test_an_unknown_split_is_refused(tmp_path):
     with pytest.raises(ModelSourceError, match=r"'some-new-model'.*known are llama-bpe"):
         load_task(path)
     assert load_task(path, preprocessor=None).preprocessor is None
+
+
+def test_mixtral_has_sentencepiece_alone(tmp_path):
+    _, vocabulary = byte_level(None, ["<s>", "</s>"])
+    path = tmp_path / "model.gguf"
+    size = len(vocabulary["ggml.tokens"])
+    fields = {"vocabulary": {**vocabulary, "ggml.pre": "gpt-2"}, "vocab_size": size}
+    tiny_gguf("mixtral", path, **fields, sliding_window=None)
+    with pytest.raises(ModelSourceError, match=r"'mixtral' takes a SentencePiece vocabulary"):
+        load_task(path)
 
 
 @pytest.mark.parametrize(
