@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.interchange import PEFT_TARGETS
+from benchmarks.tiny_encoders import IMAGE_ENCODERS
 from benchmarks.tiny_transformers import (
     MODELS,
     SEQUENCE_TO_SEQUENCE,
@@ -48,7 +49,9 @@ def adapted(base, folder, spread=0.2, **fields):
     """A PEFT model with a random adapter, saved to `folder`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **fields)).eval()
+        # PEFT has no type of task for images.
+        task_type = None if base.main_input_name == "pixel_values" else "CAUSAL_LM"
+        model = peft.get_peft_model(base, peft.LoraConfig(task_type=task_type, **fields)).eval()
         torch.manual_seed(1)
         with torch.no_grad():
             for name, weight in model.named_parameters():
@@ -85,7 +88,7 @@ def same_as_peft(model, base, merged, tolerance=1e-5):
     return changed
 
 
-@pytest.mark.parametrize("family", [*sorted(MODELS), *SEQUENCE_TO_SEQUENCE])
+@pytest.mark.parametrize("family", [*sorted(MODELS), *IMAGE_ENCODERS, *SEQUENCE_TO_SEQUENCE])
 def test_every_family_equals_merge_and_unload(family, tmp_path):
     base = tiny_transformers(family, tmp_path / "base")
     bias = "all" if family.startswith("qwen2") else "none"
