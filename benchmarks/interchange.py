@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS
 from benchmarks.tiny_transformers import (
-    ENCODERS,
     IDS,
     MODELS,
     SEQUENCE_TO_SEQUENCE,
@@ -40,16 +40,20 @@ BIASES = {
     "gpt2": "all",
     "bert": "all",
     "roberta": "lora_only",
+    "vit": "lora_only",
+    "dinov2": "all",
+    "dinov3": "all",
 }
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _SHARED = [f"shared_expert.{name}_proj" for name in ("gate", "up", "down")]
 _LINEAR_ATTENTION = ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"]
 _GEMMA4 = [*_ATTENTION, "per_layer_input_gate", "per_layer_projection"]
 _GEMMA3N = r".*(_proj|linear_left|linear_right|per_layer_input_gate|projection|projections\.\d)"
+_LAYERS = r"layers\..*(_proj|fc\d)"
 _NO_POOLER = r"encoder\..*(query|key|value|dense)"
 # Where PEFT's "all-linear" takes in what kerora has not: experts, and gates of one output, whose
-# rank is 1; the pooler, which KerasHub's RoBERTa and ESM have not; and the vision tower of a model
-# that sees. Gemma 4's feed-forward layers are never called by KerasHub.
+# rank is 1; the pooler, which KerasHub's RoBERTa, ESM, ViT and DeiT have not; and the vision tower
+# of a model that sees. Gemma 4's feed-forward layers are never called by KerasHub.
 PEFT_TARGETS: dict[str, list[str] | str] = {
     "mixtral": _ATTENTION,
     "qwen2_moe": _ATTENTION + _SHARED,
@@ -65,6 +69,8 @@ PEFT_TARGETS: dict[str, list[str] | str] = {
     "roberta": _NO_POOLER,
     "xlm_roberta": _NO_POOLER,
     "esm": _NO_POOLER,
+    "vit": _LAYERS,
+    "deit": _LAYERS,
 }
 # Families read from GGUF, and what a GGUF file cannot say of their tiny models.
 GGUF_FAMILIES: dict[str, dict[str, Any]] = {
@@ -182,7 +188,7 @@ def gguf_difference(name: str, folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.interchange")
-    everything = [*MODELS, *ENCODERS, *SEQUENCE_TO_SEQUENCE]
+    everything = [*MODELS, *ENCODERS, *IMAGE_ENCODERS, *SEQUENCE_TO_SEQUENCE]
     parser.add_argument("families", nargs="*", default=everything, help=", ".join(everything))
     families = parser.parse_args().families
     print("| family | base | export | import | GGUF |\n|---|---|---|---|---|")

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGES
+
 _SHAPE: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -105,16 +107,6 @@ _YARN = {
     "original_max_position_embeddings": 4096,
 }
 _GPT_OSS = {**_WIDE_HEADS, **_EXPERTS, "sliding_window": 4, "rope_parameters": _YARN}
-_ENCODER = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "layer_norm_eps": 1e-3,
-    "pad_token_id": 1,
-}
 _BART = {
     "vocab_size": 64,
     "d_model": 32,
@@ -243,28 +235,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", _GPT2),
     "gpt_oss": ("GptOssConfig", _GPT_OSS),
 }
-# Loaded as backbones alone; their hidden states are what is compared.
-ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("BertConfig", _ENCODER),
-    "roberta": ("RobertaConfig", _ENCODER),
-    "xlm_roberta": ("XLMRobertaConfig", _ENCODER),
-    "albert": ("AlbertConfig", {**_ENCODER, "embedding_size": 16}),
-    "distilbert": (
-        "DistilBertConfig",
-        {"vocab_size": 64, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
-    ),
-    # One of the tokens that are compared is masked.
-    "esm": (
-        "EsmConfig",
-        {
-            **_ENCODER,
-            "mask_token_id": 5,
-            "token_dropout": True,
-            "position_embedding_type": "rotary",
-            "rope_theta": 500.0,
-        },
-    ),
-}
+# Loaded as backbones alone, as encoders are.
 SEQUENCE_TO_SEQUENCE: dict[str, tuple[str, dict[str, Any]]] = {
     "bart": ("BartConfig", _BART),
     "t5gemma": (
@@ -297,14 +268,15 @@ def tiny_transformers(name: str, folder: Path, **overrides: Any) -> Any:
     """A `transformers` model whose weights are all random, saved to `folder`.
 
     Args:
-        name: A key of `MODELS`, `ENCODERS` or `SEQUENCE_TO_SEQUENCE`.
+        name: A key of `MODELS`, `ENCODERS`, `IMAGE_ENCODERS` or `SEQUENCE_TO_SEQUENCE`.
         folder: Where to save it.
         **overrides: Fields of its configuration to change.
     """
     import torch
     import transformers
 
-    config_class, fields = {**MODELS, **ENCODERS, **SEQUENCE_TO_SEQUENCE}[name]
+    families = {**MODELS, **ENCODERS, **IMAGE_ENCODERS, **SEQUENCE_TO_SEQUENCE}
+    config_class, fields = families[name]
     config = getattr(transformers, config_class)(
         **{**fields, **overrides}, attn_implementation="eager"
     )
@@ -324,7 +296,7 @@ def tiny_transformers(name: str, folder: Path, **overrides: Any) -> Any:
 def _automatic_class(name: str) -> Any:
     import transformers
 
-    if name in ENCODERS:
+    if name in ENCODERS or name in IMAGE_ENCODERS:
         return transformers.AutoModel
     if name in SEQUENCE_TO_SEQUENCE:
         return transformers.AutoModelForSeq2SeqLM
@@ -354,7 +326,10 @@ def _stand_in_for_timm() -> None:
 def torch_logits(
     model: Any, ids: np.ndarray = IDS, padding_mask: np.ndarray | None = None
 ) -> np.ndarray:
-    """Logits of a `transformers` or PEFT model; hidden states where it has none, or a decoder."""
+    """Logits of a `transformers` or PEFT model; hidden states where it has none, or a decoder.
+
+    An image encoder is shown `IMAGES`.
+    """
     import torch
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -362,7 +337,9 @@ def torch_logits(
     # Without a mask some families take tokens that are as 0 as padding for padding.
     mask = torch.tensor(np.ones_like(ids) if padding_mask is None else padding_mask)
     with torch.no_grad():
-        if base.config.is_encoder_decoder:
+        if base.main_input_name == "pixel_values":
+            result = base(torch.tensor(IMAGES.transpose(0, 3, 1, 2)))
+        elif base.config.is_encoder_decoder:
             result = base.model(
                 input_ids=tokens,
                 attention_mask=mask,
@@ -378,7 +355,10 @@ def torch_logits(
 def keras_logits(
     model: Any, ids: np.ndarray = IDS, padding_mask: np.ndarray | None = None
 ) -> np.ndarray:
-    """Logits of a KerasHub causal language model, or hidden states of a backbone."""
+    """Logits of a KerasHub causal language model, or hidden states of a backbone.
+
+    An image encoder is shown `IMAGES`.
+    """
     import keras
 
     ids = ids.astype("int32")
@@ -392,8 +372,11 @@ def keras_logits(
         "encoder_padding_mask": mask,
         "decoder_token_ids": ids[:, ::-1],
         "decoder_padding_mask": np.ones_like(ids),
+        "images": IMAGES,
+        "pixel_values": IMAGES,
     }
-    outputs = model({name: known[name] for name in model.input})
+    is_named = isinstance(model.input, dict)
+    outputs = model({name: known[name] for name in model.input} if is_named else IMAGES)
     if isinstance(outputs, dict):
         outputs = outputs.get("sequence_output", outputs.get("decoder_sequence_output"))
     return keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))

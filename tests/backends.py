@@ -12,10 +12,11 @@ ON_JAX = keras.backend.backend() == "jax"
 once = pytest.mark.skipif(not ON_JAX, reason="is the same on every backend: tested on JAX")
 
 
-# Plain, windowed and linear attention, experts, learned positions, encoders and both in one.
+# Plain, windowed and linear attention, experts, learned positions, encoders of text and of images,
+# and both in one.
 DIVERSE = (
     *("llama", "gemma3", "gemma4", "qwen3_5", "mixtral", "gpt_oss", "gpt2"),
-    *("bert", "t5gemma"),
+    *("bert", "dinov2", "t5gemma"),
 )
 
 

@@ -109,8 +109,10 @@ def select(
     """
     surplus = _surplus(model)
     everything = [c for c in candidates(model) if id(c.layer) not in surplus]
+    # Of a model that reads no text, the tower is what there is to adapt.
+    usual = [c for c in everything if _is_text(c)] if _takes_tokens(model) else everything
     if targets is None:
-        chosen = [c for c in everything if c.layer.name in QUERY_VALUE_NAMES and _is_text(c)]
+        chosen = [c for c in usual if c.layer.name in QUERY_VALUE_NAMES]
         if not chosen:
             raise AdapterError(
                 "No query or value projection was found in this model, so `targets` must be "
@@ -118,9 +120,7 @@ def select(
             )
     elif targets == "all-linear":
         bypassed = _bypassed(model)
-        chosen = [
-            c for c in everything if _is_linear(c) and _is_text(c) and id(c.layer) not in bypassed
-        ]
+        chosen = [c for c in usual if _is_linear(c) and id(c.layer) not in bypassed]
         if not chosen:
             raise AdapterError("`targets='all-linear'` found no Dense or EinsumDense layer.")
     else:
@@ -199,6 +199,11 @@ def _matches(pattern: str, candidate: Candidate) -> bool:
 def _is_linear(candidate: Candidate) -> bool:
     layer = candidate.layer
     return not isinstance(layer, keras.layers.Embedding) and layer.name not in _NOT_PROJECTIONS
+
+
+def _takes_tokens(model: keras.layers.Layer) -> bool:
+    inputs = getattr(model, "inputs", None)
+    return not inputs or any("int" in tensor.dtype for tensor in inputs)
 
 
 def _is_text(candidate: Candidate) -> bool:

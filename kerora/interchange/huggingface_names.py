@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import math
-import re
 from collections import Counter
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from kerora.adapters.factorization import layer_kernel_shape
 from kerora.adapters.saved_model import own_class
-from kerora.interchange.model_kinds import model_kind
+from kerora.interchange.model_kinds import model_kind, name_in_model
 from kerora.models.converters import UnroundedArray, converter_of_backbone
 
 WeightKey = tuple[int, str]
@@ -123,6 +123,11 @@ class _StandIn:
     def __init__(self, layer: keras.layers.Layer) -> None:
         self._layer = layer
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        # Some converters refuse a backbone that is no instance of theirs.
+        return type(self._layer)
+
     def __getattr__(self, name: str) -> Any:
         # An int4 kernel would be unpacked by reading the attribute, so it is not read.
         # RoBERTa's backbone calls a layer by that name.
@@ -144,6 +149,9 @@ def _stand_in(value: Any, layer: keras.layers.Layer, name: str) -> Any:
         return _Weight(layer, name)
     if isinstance(value, list):
         return [_stand_in(item, layer, name) for item in value]
+    if inspect.isroutine(value):
+        # DINOv2's converter has the table of positions resized, which has no values here.
+        return lambda *args, **kwargs: _Unread()
     return value
 
 
@@ -219,12 +227,13 @@ def _layouts(slots: list[_Slot], backbone: keras.Model) -> dict[WeightKey, Huggi
 def _full_name(name: str, backbone: keras.Model) -> str:
     # Some converters leave out the name of the model inside the one with a head, or add it.
     kind = model_kind(backbone)
-    if kind.renamed is not None:
-        name = re.sub(*kind.renamed, name)
+    name = name_in_model(name, kind.renamed)
     if getattr(backbone, "vision_encoder", None) is None:
         name = name.replace("model.language_model.", "model.", 1)
     if not kind.prefix:
-        return re.sub(r"^(roberta|bert|distilbert|albert|esm)\.", "", name)
+        for prefix in kind.other_prefixes:
+            name = name.removeprefix(prefix)
+        return name
     if name.startswith((kind.prefix, "lm_head.")):
         return name
     return kind.prefix + name.removeprefix("model.")

@@ -15,6 +15,7 @@ from kerora.interchange.contents import (
     is_factor,
     name_in_base,
 )
+from kerora.interchange.model_kinds import name_in_model
 from kerora.models.converters import text_config
 from kerora.models.huggingface_folder import TensorPlace, tensor_places
 
@@ -129,19 +130,15 @@ def find_tensor(names: Collection[str], wanted: str, contents: AdapterContents) 
     The same tensor may be called `h.0.attn.c_attn.weight` in a file and
     `transformer.h.0.attn.c_attn.weight` in the model, or have the model's parts in another order
     (`language_model.model.…`, `model.language_model.…`), or not name the part for text
-    (`encoder.layers.…`, `encoder.text_model.layers.…`).
+    (`encoder.layers.…`, `encoder.text_model.layers.…`), or be an image encoder's
+    (`encoder.layer.…attention.attention.query`, `layers.…attention.q_proj`).
 
     Raises:
         AdapterError: If there is none, or more than one.
     """
     if wanted in names:
         return wanted
-    parts = _parts(wanted)
-    alike = [
-        name
-        for name in names
-        if wanted.endswith(f".{name}") or name.endswith(f".{wanted}") or _parts(name) == parts
-    ]
+    alike = [name for name in names if _are_alike(name_in_model(name), name_in_model(wanted))]
     if len(alike) == 1:
         return alike[0]
     found = f"has {len(alike)} of that name" if alike else "has no such tensor"
@@ -150,6 +147,11 @@ def find_tensor(names: Collection[str], wanted: str, contents: AdapterContents) 
         f"named like '{next(iter(names), 'none')}'. Is it the base that the adapter was trained on"
         f"{f' ({contents.config.base})' if contents.config.base else ''}?"
     )
+
+
+def _are_alike(name: str, other: str) -> bool:
+    is_inner = name.endswith(f".{other}") or other.endswith(f".{name}")
+    return is_inner or _parts(name) == _parts(other)
 
 
 def _parts(name: str) -> list[str]:

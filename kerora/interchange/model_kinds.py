@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import keras
 
@@ -14,21 +15,31 @@ class ModelKind:
     """A class of `transformers` models.
 
     Attributes:
-        task_type: PEFT's `task_type`.
+        task_type: PEFT's `task_type`; None for images, which PEFT has no type for.
         prefix: What stands before the names of the backbone's modules.
         head: Name of the module that gives the logits; None where there is none.
         other_prefixes: What stands there instead below other heads, or in older adapters.
-        renamed: A regular expression, and what the model of `transformers` has in place of what
-            matches it in the name of a file's tensor.
+        renamed: Regular expressions, and what the model of `transformers` has in place of what
+            matches them in the name of a file's tensor; older versions of it do not rename.
     """
 
-    task_type: str
+    task_type: str | None
     prefix: str
     head: str | None
     other_prefixes: tuple[str, ...] = ()
-    renamed: tuple[str, str] | None = None
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
+_DINOV2_RENAMED = (
+    (r"attention\.attention\.([qkv])(uery|ey|alue)\b", r"attention.\1_proj"),
+    (r"attention\.output\.dense", "attention.o_proj"),
+)
+_VIT_RENAMED = (
+    *_DINOV2_RENAMED,
+    (r"encoder\.layer\.", "layers."),
+    (r"intermediate\.dense", "mlp.fc1"),
+    (r"output\.dense", "mlp.fc2"),
+)
 _CAUSAL = ModelKind("CAUSAL_LM", "model.", "lm_head")
 # The language model of a model that sees.
 _INNER = ModelKind(
@@ -39,6 +50,10 @@ _SEQ2SEQ = ModelKind("SEQ_2_SEQ_LM", "model.", None)
 
 def _encoder(name: str) -> ModelKind:
     return ModelKind("FEATURE_EXTRACTION", "", None, (f"{name}.",))
+
+
+def _image_encoder(renamed: tuple[tuple[str, str], ...], *names: str) -> ModelKind:
+    return ModelKind(None, "", None, tuple(f"{name}." for name in names), renamed)
 
 
 _KINDS = {
@@ -52,8 +67,12 @@ _KINDS = {
     "BartBackbone": _SEQ2SEQ,
     "T5GemmaBackbone": _SEQ2SEQ,
     "T5Gemma2Backbone": dataclasses.replace(
-        _SEQ2SEQ, renamed=(r"^encoder\.(?=embed_tokens|layers|norm)", "encoder.text_model.")
+        _SEQ2SEQ, renamed=((r"^encoder\.(?=embed_tokens|layers|norm)", "encoder.text_model."),)
     ),
+    "ViTBackbone": _image_encoder(_VIT_RENAMED, "vit"),
+    "DeiTBackbone": _image_encoder(_VIT_RENAMED, "deit"),
+    "DINOV2Backbone": _image_encoder(_DINOV2_RENAMED, "dinov2", "dinov2_with_registers"),
+    "DINOV3Backbone": _image_encoder(((r"^layer\.", "model.layer."),)),
 }
 
 
@@ -66,3 +85,16 @@ def model_kind(backbone: keras.Model) -> ModelKind:
     """
     is_inner = getattr(backbone, "language_model_of", None) is not None
     return _KINDS.get(own_class(backbone).__name__, _INNER if is_inner else _CAUSAL)
+
+
+def name_in_model(name: str, renamed: tuple[tuple[str, str], ...] = _VIT_RENAMED) -> str:
+    """What a model of `transformers` calls a file's tensor, or one of an older version's modules.
+
+    Args:
+        name: The name in the file.
+        renamed: As in `ModelKind`. By default that of all image encoders, to compare names of which
+            both are turned.
+    """
+    for pattern, replacement in renamed:
+        name = re.sub(pattern, replacement, name)
+    return name

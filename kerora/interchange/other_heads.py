@@ -18,7 +18,7 @@ from kerora.adapters import AdapterError
 from kerora.interchange.contents import TENSOR_FILE, AdapterContents
 from kerora.interchange.huggingface_names import huggingface_weights
 from kerora.interchange.layer_names import NamedBias, NamedLayer, named_layers
-from kerora.interchange.model_kinds import ModelKind, model_kind
+from kerora.interchange.model_kinds import ModelKind, model_kind, name_in_model
 
 _Named = TypeVar("_Named", NamedLayer, NamedBias)
 
@@ -34,10 +34,14 @@ def named_as_in_file(
 def _naming(model: keras.Model, contents: AdapterContents) -> Callable[[str], str]:
     kind: ModelKind = model_kind(getattr(model, "backbone", model))
     own = [layer.module for layer in named_layers(model) if layer.weight is not None]
+    held = (*contents.factors, *contents.biases)
+    # Older versions of `transformers` name a model's layers as its files do.
+    in_file = {name_in_model(name, kind.renamed): name for name in held}
 
     def renamed(module: str, prefix: str) -> str:
         is_inner = module.startswith(kind.prefix)
-        return prefix + module.removeprefix(kind.prefix) if is_inner else module
+        name = prefix + module.removeprefix(kind.prefix) if is_inner else module
+        return in_file.get(name, name)
 
     def count(prefix: str) -> int:
         return sum(renamed(module, prefix) in contents.factors for module in own)

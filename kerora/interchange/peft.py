@@ -216,10 +216,12 @@ def _check_tables(model: keras.Model, layers: list[NamedLayer]) -> None:
             continue
         is_unknown = layer.is_tied and not layer.module.endswith("embed_tokens")
         is_scaled = isinstance(layer.candidate.layer, TokenDropout)
-        if is_unknown or is_scaled or kind.task_type == "SEQ_2_SEQ_LM":
+        is_parameter = not layer.weight.name.endswith(".weight")  # ViT's table of positions
+        if is_unknown or is_scaled or is_parameter or kind.task_type == "SEQ_2_SEQ_LM":
             raise AdapterError(
-                f"PEFT has no way to adapt the table '{layer.module}' together with what is tied "
-                "to it, or without its scale, as kerora does. Leave it out of `targets`."
+                f"PEFT has no way to adapt the table '{layer.weight.name}' as kerora does: with "
+                "what is tied to it, without its scale, or where it is a bare parameter. Leave it "
+                "out of `targets`."
             )
 
 

@@ -75,7 +75,7 @@ class PeftConfig:
         modules_to_save: Names of modules that were trained whole and are stored so.
         base: Name or folder of the base.
         fan_in_fan_out: Whether the adapted matrices are stored as `(in, out)`, as GPT-2's are.
-        task_type: What PEFT wraps the model as.
+        task_type: What PEFT wraps the model as; None for a plain model.
         named_by: Class whose Keras paths name the layers; None where `transformers` names them.
     """
 
@@ -90,7 +90,7 @@ class PeftConfig:
     modules_to_save: tuple[str, ...] = ()
     base: str | None = None
     fan_in_fan_out: bool = False
-    task_type: str = "CAUSAL_LM"
+    task_type: str | None = "CAUSAL_LM"
     named_by: str | None = None
 
     def rank_of(self, module: str) -> int:

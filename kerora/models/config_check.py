@@ -28,30 +28,36 @@ _SIZES = (
     *("head_dim", "global_head_dim", "linear_key_head_dim", "linear_value_head_dim"),
     *("linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim"),
     *("num_experts", "num_local_experts", "num_experts_per_tok", "n_positions"),
-    "laurel_rank",
+    *("laurel_rank", "num_register_tokens"),
 )
-# Lengths of text need no tensor.
-_LENGTHS = ("max_position_embeddings", "sliding_window", "original_max_position_embeddings")
+# Lengths of text, and sides of images, need no tensor.
+_LENGTHS = (
+    *("max_position_embeddings", "sliding_window", "original_max_position_embeddings"),
+    *("image_size", "patch_size"),
+)
 _LONGEST = 2**40
 _LONGEST_NAME = 100
 _MAY_BE_ZERO = (
     *("sliding_window", "num_kv_shared_layers", "hidden_size_per_layer_input"),
     *("moe_intermediate_size", "shared_expert_intermediate_size", "num_experts"),
     *("vocab_size_per_layer_input", "type_vocab_size", "altup_active_idx"),
+    "num_register_tokens",
 )
 _NUMBERS = (
     *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta"),
     *("rope_local_base_freq", "query_pre_attn_scalar", "attn_logit_softcapping"),
     *("final_logit_softcapping", "factor", "low_freq_factor", "high_freq_factor"),
     *("partial_rotary_factor", "beta_fast", "beta_slow", "swiglu_alpha", "swiglu_limit"),
+    *("mlp_ratio", "layerscale_value"),
 )
 _RATES = (
     *("resid_pdrop", "dropout", "dropout_rate", "hidden_dropout_prob", "attention_dropout"),
-    "embd_pdrop",
+    *("embd_pdrop", "attention_probs_dropout_prob", "drop_path_rate"),
 )
 _SWITCHES = (
     *("tie_word_embeddings", "use_sliding_window", "norm_topk_prob"),
-    *("attention_bias", "altup_correct_scale"),
+    *("attention_bias", "altup_correct_scale", "qkv_bias", "use_swiglu_ffn", "use_mask_token"),
+    *("query_bias", "key_bias", "value_bias", "proj_bias", "mlp_bias", "use_gated_mlp"),
 )
 _OBJECTS = (
     *("text_config", "encoder", "decoder", "rope_parameters", "rope_scaling"),

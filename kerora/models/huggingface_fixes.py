@@ -17,10 +17,12 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | `layer_types` | GPT-OSS (takes the odd layers as the sliding ones, and a window one wider) |
 | `tie_word_embeddings` false | SmolLM3, GPT-2: refused |
 | `layer_norm_epsilon`, `n_inner` | GPT-2 |
-| `layer_norm_eps` | BERT, RoBERTa, XLM-RoBERTa, ALBERT |
+| `layer_norm_eps` | BERT, RoBERTa, XLM-RoBERTa, ALBERT, ViT, DINOv2 |
 | `hidden_act` `gelu` (taken as its approximation) | BERT |
 | `token_type_embeddings` | RoBERTa |
-| `hidden_act` other than GELU | encoders: refused |
+| `hidden_act` other than GELU | encoders, DINOv3 aside: refused |
+| `qkv_bias` false | ViT, DeiT, DINOv2: refused |
+| `use_swiglu_ffn` (one layer for two of `transformers`) | DINOv2: refused |
 | `sliding_window` | T5Gemma (none in the encoder, one wider in the decoder) |
 | `token_dropout`, `rope_theta`, and the mask of padding | ESM |
 | `position_embedding_type` other than rotary | ESM: refused |
@@ -59,7 +61,10 @@ _LAYER_NORM_EPSILON = {
     "roberta": ("layer_norm_eps", 1e-12),
     "xlm-roberta": ("layer_norm_eps", 1e-12),
     "albert": ("layer_norm_eps", 1e-12),
+    "dinov2": ("layer_norm_eps", 1e-6),
+    "dinov2_with_registers": ("layer_norm_eps", 1e-6),
 }
+_IMAGE_FIELDS = {"hidden_act": "gelu", "qkv_bias": True, "use_swiglu_ffn": False}
 _DEFAULT_THETA = 10_000.0
 
 
@@ -89,6 +94,12 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
         )
         if text.get(field, expected[0]) not in expected:
             raise inexpressible(family, field, text[field], expected[0])
+    if family in ("vit", "deit", "dinov2", "dinov2_with_registers"):
+        for field, expressible in _IMAGE_FIELDS.items():
+            if text.get(field, expressible) != expressible:
+                raise inexpressible(family, field, text[field], expressible)
+    if family == "vit":
+        return {"layer_norm_epsilon": text.get("layer_norm_eps", 1e-12)}
     if family not in _MENDED:
         return {}
     _check_head(family, text)

@@ -38,6 +38,7 @@ from kerora.models.weight_loading import load_weights as fill_with_weights
 CHECKED_BACKBONES = (
     *("bert", "roberta", "xlm-roberta", "albert", "distilbert", "esm"),
     *("bart", "t5gemma", "t5gemma2"),
+    *("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"),
 )
 # Models that see whose language models alone would not be themselves, and why.
 _INSEPARABLE = {
@@ -215,7 +216,8 @@ def _is_huggingface(name: str) -> bool:
 def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models.Backbone:
     """Load the backbone of a Hugging Face folder, whether or not it is a causal language model.
 
-    Of a T5Gemma 2 encoder and decoder are loaded for text, without the vision tower.
+    Of a T5Gemma 2 encoder and decoder are loaded for text, without the vision tower. Of an image
+    classifier (ViT, DeiT, DINOv2) the encoder is loaded.
 
     Args:
         source: A local folder or a `hf://` handle.

@@ -28,7 +28,7 @@ _SIGHT = re.compile(
     r"(model\.)?(encoder\.)?"
     r"(vision_tower|multi_modal_projector|embed_vision|audio_tower|embed_audio|visual)\."
 )
-_ENCODER_NAMES = ("roberta.", "albert.", "distilbert.")
+_ENCODER_NAMES = ("roberta.", "albert.", "distilbert.", "vit.", "deit.")
 # What BERT's and ESM's files may still call the weights of a norm.
 _OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 # The shapes of four-bit blocks and their scales that unpack to a tensor of a given shape.

@@ -19,7 +19,9 @@ def adapted(base, folder, spread=0.2, **fields):
     """A PEFT model with a random adapter, saved to `folder`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **fields)).eval()
+        # PEFT has no type of task for images.
+        task_type = None if base.main_input_name == "pixel_values" else "CAUSAL_LM"
+        model = peft.get_peft_model(base, peft.LoraConfig(task_type=task_type, **fields)).eval()
         torch.manual_seed(1)
         with torch.no_grad():
             for name, weight in model.named_parameters():

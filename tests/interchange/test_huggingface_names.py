@@ -3,11 +3,15 @@
 import keras
 import numpy as np
 import pytest
+from backends import once
 from tiny_backbones import tiny_backbone
 
+from benchmarks.tiny_encoders import IMAGE_ENCODERS
+from benchmarks.tiny_transformers import tiny_transformers
 from kerora.adapters import LoraConfig, add_adapter
 from kerora.adapters.targets import candidates
 from kerora.interchange import huggingface_weights
+from kerora.models.loading import load_backbone
 
 COMPLETE = ["gemma", "gemma2", "gemma3", "llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3"]
 WITH_EXPERTS = ["mixtral", "gpt_oss", "qwen_moe", "qwen3_moe"]
@@ -31,6 +35,20 @@ def test_every_layer_that_can_be_adapted_has_a_name(family):
         if getattr(layer, "bias", None) is not None and family != "gpt_oss":
             kernel = weights[id(layer), "kernel"]
             assert weights[id(layer), "bias"].module == kernel.module
+
+
+@once
+@pytest.mark.parametrize("family", IMAGE_ENCODERS)
+def test_weights_of_an_image_encoder_are_named_as_in_the_model(family, tmp_path):
+    pytest.importorskip("transformers")
+    reference = tiny_transformers(family, tmp_path)
+    backbone = load_backbone(tmp_path)
+    weights = huggingface_weights(backbone)
+    pooler = {"pooler.dense.weight", "pooler.dense.bias"}
+    # Bare parameters, tokens among them, are no weights of a layer in KerasHub.
+    matrices = {name for name, weight in reference.named_parameters() if weight.ndim == 2}
+    names = {weight.name for weight in weights.values()}
+    assert matrices - pooler - {"embeddings.mask_token"} <= names <= {*reference.state_dict()}
 
 
 @pytest.mark.parametrize("family", ["phi3", "opt"])

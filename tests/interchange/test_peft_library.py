@@ -18,8 +18,8 @@ from benchmarks.interchange import (
     randomize_keras,
     randomize_peft,
 )
+from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS
 from benchmarks.tiny_transformers import (
-    ENCODERS,
     MODELS,
     SEQUENCE_TO_SEQUENCE,
     keras_logits,
@@ -44,6 +44,7 @@ FAMILIES = families(
     [
         *(name for name in MODELS if not name.endswith(("_tied", "_scaled"))),
         *ENCODERS,
+        *IMAGE_ENCODERS,
         *SEQUENCE_TO_SEQUENCE,
     ]
 )
@@ -163,11 +164,11 @@ def test_a_tied_table_that_peft_cannot_tie_is_refused_by_name(tmp_path):
         save_adapter(model, tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("family", ["esm", "t5gemma", "t5gemma2"])
+@pytest.mark.parametrize("family", ["esm", "t5gemma", "t5gemma2", "vit"])
 def test_a_table_that_peft_adapts_otherwise_is_refused_by_name(family, tmp_path):
     tiny_transformers(family, tmp_path / "base")
     backbone = load_backbone(tmp_path / "base")
-    add_adapter(backbone, LoraConfig(rank=2, targets=".*token_embedding"))
+    add_adapter(backbone, LoraConfig(rank=2, targets=".*(token|position)_embedding"))
     with pytest.raises(AdapterError, match=r"the table '.*embed.*'"):
         save_adapter(backbone, tmp_path / "adapter")
 

@@ -1,0 +1,61 @@
+"""What `tiny_transformers` makes encoders of, for texts and for images."""
+
+from typing import Any
+
+import numpy as np
+
+_ENCODER = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "layer_norm_eps": 1e-3,
+    "pad_token_id": 1,
+}
+_IMAGE_ENCODER = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 7,
+    "layer_norm_eps": 1e-3,
+}
+_DINOV2 = {name: _IMAGE_ENCODER[name] for name in _IMAGE_ENCODER if name != "intermediate_size"}
+_DINOV2 |= {"mlp_ratio": 2}
+# Loaded as backbones alone; their hidden states are what is compared.
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertConfig", _ENCODER),
+    "roberta": ("RobertaConfig", _ENCODER),
+    "xlm_roberta": ("XLMRobertaConfig", _ENCODER),
+    "albert": ("AlbertConfig", {**_ENCODER, "embedding_size": 16}),
+    "distilbert": (
+        "DistilBertConfig",
+        {"vocab_size": 64, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
+    ),
+    # One of the tokens that are compared is masked.
+    "esm": (
+        "EsmConfig",
+        {
+            **_ENCODER,
+            "mask_token_id": 5,
+            "token_dropout": True,
+            "position_embedding_type": "rotary",
+            "rope_theta": 500.0,
+        },
+    ),
+}
+# They take images.
+IMAGE_ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("ViTConfig", _IMAGE_ENCODER),
+    "deit": ("DeiTConfig", _IMAGE_ENCODER),
+    "dinov2": ("Dinov2Config", _DINOV2),
+    "dinov2_with_registers": ("Dinov2WithRegistersConfig", {**_DINOV2, "num_register_tokens": 2}),
+    "dinov3": (
+        "DINOv3ViTConfig",
+        {**_IMAGE_ENCODER, "num_register_tokens": 2, "use_gated_mlp": True, "rope_theta": 50.0},
+    ),
+}
+IMAGES = np.random.default_rng(0).normal(size=(2, 28, 28, 3)).astype("float32")
