@@ -219,9 +219,9 @@ def _check_tables(model: keras.Model, layers: list[NamedLayer]) -> None:
         is_parameter = not layer.weight.name.endswith(".weight")  # ViT's table of positions
         if is_unknown or is_scaled or is_parameter or kind.task_type == "SEQ_2_SEQ_LM":
             raise AdapterError(
-                f"PEFT has no way to adapt the table '{layer.weight.name}' as kerora does: with "
-                "what is tied to it, without its scale, or where it is a bare parameter. Leave it "
-                "out of `targets`."
+                f"PEFT has no way to adapt the table '{layer.weight.name.removesuffix('.weight')}' "
+                "as kerora does: with what is tied to it, without its scale, or where it is a bare "
+                "parameter. Leave it out of `targets`."
             )
 
 
