@@ -138,7 +138,8 @@ def find_tensor(names: Collection[str], wanted: str, contents: AdapterContents) 
     """
     if wanted in names:
         return wanted
-    alike = [name for name in names if _are_alike(name_in_model(name), name_in_model(wanted))]
+    in_model = name_in_model(wanted)
+    alike = [name for name in names if _are_alike(name_in_model(name), in_model)]
     if len(alike) == 1:
         return alike[0]
     found = f"has {len(alike)} of that name" if alike else "has no such tensor"

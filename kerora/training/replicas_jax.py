@@ -10,6 +10,7 @@ bytes.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ def with_replicas(model: Any, step: Any) -> Any:
 
     Returns:
         The step itself where JAX has one device for the CPU, an accelerator or a distribution, the
-        step is not compiled, or its loss needs the logits.
+        step is not compiled, its loss needs the logits, or much of the model trains.
     """
     devices = jax.local_devices()
     fits = (
@@ -47,6 +48,7 @@ def with_replicas(model: Any, step: Any) -> Any:
         and model.jit_compile
         and not model.run_eagerly
         and model._compiled.objective is not None
+        and _size(model.trainable_variables) <= _LARGEST_TRAINABLE_SHARE * _size(model.variables)
     )
     return model._make_function(ReplicatedStep(model, devices)) if fits else step
 
@@ -64,8 +66,10 @@ class ReplicatedStep:
         self._known: dict[int, tuple[jax.Array, jax.Array]] = {}
 
     def __call__(self, state: Any, data: Any) -> Any:
-        count = self._replicas(state, rows=jax.tree.leaves(data)[0].shape[0])
+        rows = jax.tree.leaves(data)[0].shape[0]
+        count = max(n for n in range(1, len(self._devices) + 1) if rows % n == 0)
         if count == 1:
+            self._known.clear()  # what else holds the state's memory keeps it from being given up
             return self._whole(state, data)
         if count not in self._steps:
             mesh = Mesh(np.array(self._devices[:count]), (_AXIS,))
@@ -81,12 +85,6 @@ class ReplicatedStep:
         logs, trainable, changed, *others = jax.tree.map(self._on_first_device, result)
         rest = [changed.get(i, old) for i, old in enumerate(rest)]
         return logs, (trainable, rest, *others)
-
-    def _replicas(self, state: Any, rows: int) -> int:
-        trainable, rest = (sum(array.size for array in part) for part in state[:2])
-        if trainable > _LARGEST_TRAINABLE_SHARE * (trainable + rest):
-            return 1
-        return max(n for n in range(1, len(self._devices) + 1) if rows % n == 0)
 
     def _replicate(self, mesh: Mesh, array: jax.Array) -> jax.Array:
         sharding = NamedSharding(mesh, _WHOLE)
@@ -141,6 +139,10 @@ def _train_step(model: Any, mesh: Mesh, state: Any, data: Any) -> Any:
     with model._step():
         logs, of_metrics = model._update_metrics_variables(of_metrics, loss, x, y, outputs, weights)
     return logs, trainable, changed, of_optimizer, of_metrics
+
+
+def _size(variables: list[keras.Variable]) -> int:
+    return sum(math.prod(variable.shape) for variable in variables)
 
 
 def _total(values: Any) -> Any:

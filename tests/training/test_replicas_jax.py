@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ if keras.backend.backend() != "jax":
     pytest.skip("JAX alone has devices for a CPU's cores", allow_module_level=True)
 
 import jax
+from tiny_backbones import tiny_backbone
 
 import kerora
 from kerora.training.replicas_jax import ReplicatedStep
@@ -112,6 +114,30 @@ def test_a_frozen_base_is_not_copied_and_nothing_stays_on_several_devices(model)
     assert base.value.unsafe_buffer_pointer() == place
     for variable in [*model.variables, *model.optimizer.variables]:
         assert len(variable.value.devices()) == 1
+
+
+@several
+def test_a_batch_that_cannot_be_shared_is_trained_whole_between_others():
+    ids = np.random.default_rng(0).integers(3, 272, (9, 33))
+    inputs = {"token_ids": ids[:, :-1], "padding_mask": np.ones((9, 32), "int32")}
+
+    def train(eagerly):
+        keras.utils.set_random_seed(0)
+        backbone = tiny_backbone("gemma", vocabulary_size=272, num_layers=1)
+        model = kerora.adapt(keras_hub.models.GemmaCausalLM(backbone=backbone, preprocessor=None))
+        model.backbone.enable_lora(2)
+        model.compile(keras.optimizers.SGD(0.02), run_eagerly=eagerly)
+        base = np.array(backbone.token_embedding.embeddings)
+        # Four rows, four rows, one row; and again, so that either kind of step follows the other.
+        options = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0}
+        losses = model.fit(inputs, ids[:, 1:], **options).history["loss"]
+        np.testing.assert_array_equal(backbone.token_embedding.embeddings, base)
+        return losses, [np.array(value) for value in model.trainable_variables]
+
+    (losses, values), (expected_losses, expected) = train(eagerly=False), train(eagerly=True)
+    np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
+    for value, wanted in zip(values, expected, strict=True):
+        np.testing.assert_allclose(value, wanted, atol=2e-6)
 
 
 @several
