@@ -15,6 +15,7 @@ from kerora.models.gguf_file import GGUFFile
 from kerora.models.gguf_tensors import GGUFTensors
 from kerora.models.gguf_tokenizer import read_vocabulary, write_tokenizer
 from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE
+from kerora.models.named_templates import PLAIN, WITH_TOOLS, one_template
 
 
 def is_gguf(name: str) -> bool:
@@ -69,5 +70,8 @@ def gguf_chat_template(path: str | os.PathLike[str]) -> str | None:
 
 
 def _chat_template(file: GGUFFile) -> str | None:
-    template = file.fields.get("tokenizer.chat_template")
-    return template if isinstance(template, str) else None
+    fields = {
+        PLAIN: file.fields.get("tokenizer.chat_template"),
+        WITH_TOOLS: file.fields.get(f"tokenizer.chat_template.{WITH_TOOLS}"),
+    }
+    return one_template({name: text for name, text in fields.items() if isinstance(text, str)})

@@ -31,6 +31,7 @@ from kerora.models.huggingface_configs import complete_config
 from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
 from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE, FolderTensors, all_places
 from kerora.models.huggingface_tokenizer import mend_tokenizer, mistral_preprocessor
+from kerora.models.named_templates import PLAIN, WITH_TOOLS, one_template
 from kerora.models.preset_folder import preset_checked
 from kerora.models.weight_limit import weights_limited
 from kerora.models.weight_loading import load_weights as fill_with_weights
@@ -362,7 +363,8 @@ def chat_template(source: str | os.PathLike[str]) -> str | None:
 
     Returns:
         The text of chat_template.jinja, of `chat_template` in tokenizer_config.json, or of a GGUF
-        file's metadata; None for a model without one, as KerasHub's own presets are.
+        file's metadata, with the one for tools where there is one by the name "tool_use"; None for
+        a model without one, as KerasHub's own presets are.
 
     Raises:
         ModelSourceError: If there is no such source.
@@ -374,19 +376,20 @@ def chat_template(source: str | os.PathLike[str]) -> str | None:
 def _own_template(name: str) -> str | None:
     if is_gguf(name):
         return gguf_chat_template(name)
-    if (Path(name) / CHAT_TEMPLATE_FILE).is_file():
-        return read_text(Path(name) / CHAT_TEMPLATE_FILE, ModelSourceError)
-    if not _is_huggingface(name):
+    if not (Path(name) / CHAT_TEMPLATE_FILE).is_file() and not _is_huggingface(name):
         return None
-    if (path := preset_file(name, CHAT_TEMPLATE_FILE)) is not None:
-        return read_text(path, ModelSourceError)
+    tools_file = f"additional_chat_templates/{WITH_TOOLS}.jinja"
+    files = {PLAIN: CHAT_TEMPLATE_FILE, WITH_TOOLS: tools_file}
+    paths = {kind: preset_file(name, file) for kind, file in files.items()}
+    if paths[PLAIN] is not None:
+        return one_template({k: read_text(p, ModelSourceError) for k, p in paths.items() if p})
     if (path := preset_file(name, "tokenizer_config.json")) is None:
         return None
     template = read_json_object(path, ModelSourceError).get("chat_template")
     if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
-        # Several named templates; the one for plain chats is called "default".
-        named = (entry for entry in template if entry.get("name") == "default")
-        template = next((entry.get("template") for entry in named), None)
+        named = {str(entry.get("name")): entry.get("template") for entry in template}
+        if all(isinstance(text, str) for text in named.values()):
+            template = one_template(named)
     if template is not None and not isinstance(template, str):
         raise ModelSourceError(
             f"{path}: `chat_template` must be a text, or a list of named ones. Received: "

@@ -320,7 +320,12 @@ def test_the_chat_template_of_a_folder(tmp_path):
     assert chat_template(tmp_path) == "{{ plain }}"
     named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
     settings.write_text(json.dumps({"chat_template": named}))
+    assert chat_template(tmp_path) == "{%+ if tools +%}t{%+ else +%}d{%+ endif +%}"
+    settings.write_text(json.dumps({"chat_template": named[1:]}))
     assert chat_template(tmp_path) == "d"
+    settings.write_text(json.dumps({"chat_template": [{"name": "default", "template": 1}]}))
+    with pytest.raises(ModelSourceError, match="a list of named ones"):
+        chat_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ file }}")
     assert chat_template(tmp_path) == "{{ file }}"
 
