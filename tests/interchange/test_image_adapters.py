@@ -35,6 +35,13 @@ OLD = {
     },
     "dinov2": OLD_ENDINGS,
     "dinov3": {"model.layer.": "layer."},
+    "swin": {
+        "attention.q_proj": "attention.self.query",
+        "attention.v_proj": "attention.self.value",
+        "attention.o_proj": "attention.output.dense",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    },
 }
 TARGETS = ["q_proj", "v_proj", "o_proj", "fc1", "fc2", "up_proj"]
 
@@ -78,7 +85,7 @@ def test_names_of_older_versions_are_read_and_merged(family, tmp_path):
     assert difference(load_backbone(tmp_path / "merged"), tuned) < BOUND
 
 
-@pytest.mark.parametrize("family", ["vit", "deit", "dinov2"])
+@pytest.mark.parametrize("family", ["vit", "deit", "dinov2", "swin"])
 def test_an_adapter_of_a_classifier(family, tmp_path):
     tiny_transformers(family, tmp_path / "bare")
     kind = transformers.AutoModelForImageClassification
