@@ -18,8 +18,7 @@ _REASONS = {
     "Flan-T5 that was left as it is published by itself. " + _WHOLE,
     "gemma4_assistant": "which drafts tokens from the hidden states, keys and values of the model "
     "that it assists, and has no layers for keys and values: by itself it computes nothing that "
-    "could be trained. Adapt the model that it assists. An adapter that PEFT trained on the "
-    "assistant goes into its folder with `kerora merge`.",
+    "could be trained. Adapt the model that it assists.",
 }
 
 

@@ -108,18 +108,6 @@ NO_KERASHUB_EXPORT = {
         transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64, state_size=8),
         ["in_proj", "x_proj"],
     ),
-    "gemma4_assistant": (
-        transformers.Gemma4AssistantConfig(
-            text_config=transformers.Gemma4TextConfig(
-                hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                num_key_value_heads=2, head_dim=16, global_head_dim=16, vocab_size=64,
-                hidden_size_per_layer_input=0, vocab_size_per_layer_input=0, pad_token_id=0,
-                layer_types=["sliding_attention", "full_attention"], num_kv_shared_layers=2,
-            ),
-            backbone_hidden_size=40,
-        ),
-        ["q_proj", "down_proj", "pre_projection"],
-    ),
 }  # fmt: skip
 
 
