@@ -43,6 +43,7 @@ BIASES = {
     "vit": "lora_only",
     "dinov2": "all",
     "dinov3": "all",
+    "swin": "all",
 }
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _SHARED = [f"shared_expert.{name}_proj" for name in ("gate", "up", "down")]

@@ -57,5 +57,19 @@ IMAGE_ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
         "DINOv3ViTConfig",
         {**_IMAGE_ENCODER, "num_register_tokens": 2, "use_gated_mlp": True, "rope_theta": 50.0},
     ),
+    # The windows of the first stage are shifted; the second has one.
+    "swin": (
+        "SwinConfig",
+        {
+            "embed_dim": 16,
+            "depths": [2, 2],
+            "num_heads": [2, 4],
+            "window_size": 2,
+            "mlp_ratio": 2.0,
+            "image_size": 28,
+            "patch_size": 7,
+            "layer_norm_eps": 1e-3,
+        },
+    ),
 }
 IMAGES = np.random.default_rng(0).normal(size=(2, 28, 28, 3)).astype("float32")

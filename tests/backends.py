@@ -16,7 +16,7 @@ once = pytest.mark.skipif(not ON_JAX, reason="is the same on every backend: test
 # and both in one.
 DIVERSE = (
     *("llama", "gemma3", "gemma4", "qwen3_5", "mixtral", "gpt_oss", "gpt2"),
-    *("bert", "dinov2", "t5gemma"),
+    *("bert", "dinov2", "swin", "t5gemma"),
 )
 
 

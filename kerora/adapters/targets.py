@@ -21,6 +21,7 @@ QUERY_VALUE_NAMES = (
     "q_proj",
     "v_proj",
     "query_key_value",
+    "attention_qkv",
     "in_proj_qkv",
     "receptance",
 )

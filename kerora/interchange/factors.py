@@ -3,11 +3,15 @@
 Most modules are one layer. A fused one, such as GPT-2's `c_attn`, is several: their adapters of
 rank r become one of the sum of their ranks, whose B holds zeros where another layer's rows are. The
 other way round, each layer takes PEFT's whole A and its own rows of B.
+
+A fused layer, such as Swin's `attention_qkv`, is several modules, and the same holds with the two
+sides exchanged: each module takes the layer's whole A and its own rows of B; modules that PEFT
+trained become one adapter of the sum of their ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,7 +24,13 @@ from kerora.adapters.factorization import (
 )
 from kerora.adapters.lora import LoraAdapter
 from kerora.interchange.contents import PREFIX, TENSOR_FILE, AdapterContents
-from kerora.interchange.layer_names import NamedLayer, from_peft, matrix_shapes, to_peft
+from kerora.interchange.layer_names import (
+    NamedLayer,
+    as_factors,
+    from_peft,
+    matrix_shapes,
+    to_peft,
+)
 
 Matrices = tuple[np.ndarray, np.ndarray]
 
@@ -86,43 +96,87 @@ def parts_in_file(contents: AdapterContents, layers: Sequence[NamedLayer]) -> li
     return result
 
 
-def part_rank(contents: AdapterContents, layer: NamedLayer) -> int:
-    """The rank of one layer's adapter in a file."""
+def by_layer(named: Sequence[NamedLayer]) -> list[list[NamedLayer]]:
+    """Modules by the layer that they are, or are a part of."""
+    groups: dict[int, list[NamedLayer]] = {}
+    for module in named:
+        groups.setdefault(id(module.candidate.layer), []).append(module)
+    return list(groups.values())
+
+
+def layer_rank(contents: AdapterContents, layer: Sequence[NamedLayer]) -> int:
+    """The rank of one layer's adapter in a file, from those of its modules."""
+    ranks = [_part_rank(contents, module) for module in layer]
+    return ranks[0] if _all_same([contents.factors[one.module][0] for one in layer]) else sum(ranks)
+
+
+def _part_rank(contents: AdapterContents, layer: NamedLayer) -> int:
     parts = contents.kerora.get("parts", {}).get(layer.module, [0])
     return contents.config.rank_of(layer.module) // len(parts)
 
 
 def layer_factors(
-    contents: AdapterContents, layer: NamedLayer, parts: Sequence[NamedLayer], config: LoraConfig
+    contents: AdapterContents,
+    layer: Sequence[NamedLayer],
+    modules: Mapping[str, Sequence[NamedLayer]],
+    config: LoraConfig,
 ) -> Matrices:
     """A and B of one layer's adapter, in the layer's own axes.
 
     Args:
         contents: The adapter file.
-        layer: The layer.
-        parts: The adapted layers of its module, itself among them.
+        layer: The layer, once for each of its modules that the file adapts.
+        modules: The adapted layers of each module.
         config: The configuration that the layer's adapter is going to have.
 
     Raises:
         AdapterError: For a matrix of another shape than the layer needs, or with values that are no
             numbers.
     """
-    module = layer.module
-    a, b = _checked_matrices(contents, layer)
-    rank = part_rank(contents, layer)
-    if module in contents.kerora.get("parts", {}):
-        own = slice(parts.index(layer) * rank, (parts.index(layer) + 1) * rank)
-        a, b = a[..., own, :], b[..., own]
-    missing = config.rank - rank
+    matrices = [_module_matrices(contents, one, modules[one.module], config) for one in layer]
+    a, b = _fused(layer, matrices)
+    missing = config.rank - a.shape[-2]
     if missing:
         a = np.concatenate([a, np.zeros((*a.shape[:-2], missing, a.shape[-1]), a.dtype)], -2)
         b = np.concatenate([b, np.zeros((*b.shape[:-1], missing), b.dtype)], -1)
-    ratio = contents.config.scale_of(module) / config.scale
     try:
-        factorization = factorization_of(layer, config.rank)
+        return as_factors(factorization_of(layer[0], config.rank), a, b)
     except AdapterError as error:
-        raise AdapterError(f"{contents.folder / TENSOR_FILE}: '{module}': {error}") from error
-    return from_peft(layer, factorization, a, b if ratio == 1 else b * np.float32(ratio))
+        file = contents.folder / TENSOR_FILE
+        raise AdapterError(f"{file}: '{layer[0].module}': {error}") from error
+
+
+def _module_matrices(
+    contents: AdapterContents, layer: NamedLayer, parts: Sequence[NamedLayer], config: LoraConfig
+) -> Matrices:
+    """What a module's A and B hold for one of its layers, at the scale of `config`."""
+    module = layer.module
+    a, b = _checked_matrices(contents, layer)
+    if module in contents.kerora.get("parts", {}):
+        rank = _part_rank(contents, layer)
+        own = slice(parts.index(layer) * rank, (parts.index(layer) + 1) * rank)
+        a, b = a[..., own, :], b[..., own]
+    ratio = contents.config.scale_of(module) / config.scale
+    return from_peft(layer, a, b if ratio == 1 else b * np.float32(ratio))
+
+
+def _fused(layer: Sequence[NamedLayer], matrices: Sequence[Matrices]) -> Matrices:
+    """One A and B from those of a layer's modules; outputs of modules without any get nothing."""
+    if layer[0].outputs == slice(None):
+        return matrices[0]
+    # What kerora saved repeats the A of the layer.
+    is_shared = _all_same([a for a, _ in matrices])
+    a = matrices[0][0] if is_shared else np.concatenate([a for a, _ in matrices])
+    b = np.zeros((layer[0].candidate.layer.units, len(a)), "float32")
+    start = 0
+    for module, (own_a, own_b) in zip(layer, matrices, strict=True):
+        b[module.outputs, start : start + len(own_a)] = own_b
+        start += 0 if is_shared else len(own_a)
+    return a, b
+
+
+def _all_same(matrices: Sequence[np.ndarray]) -> bool:
+    return all(np.array_equal(matrix, matrices[0]) for matrix in matrices[1:])
 
 
 def _checked_matrices(contents: AdapterContents, layer: NamedLayer) -> Matrices:

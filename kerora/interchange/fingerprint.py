@@ -127,10 +127,12 @@ def _huggingface_positions(base: keras.Model) -> dict[int, dict[str, Any]]:
     named = huggingface_weights(base)
     positions = {}
     for candidate in candidates(base):
-        weight = named.get((id(candidate.layer), "kernel"))
+        weights = named.get((id(candidate.layer), "kernel"), [])
         kernel = getattr(candidate.layer, "_kernel", None)
         is_quantized = getattr(candidate.layer, "quantization_mode", None) is not None
-        if weight is not None and isinstance(kernel, keras.Variable) and not is_quantized:
+        # A sample names one tensor, and a fused kernel has several.
+        if len(weights) == 1 and isinstance(kernel, keras.Variable) and not is_quantized:
+            [weight] = weights
             places = [
                 matrix_position(candidate.layer, weight, index)
                 for index in _sample_indices(kernel.shape)

@@ -33,7 +33,8 @@ class HuggingFaceWeight:
 
     For a kernel with contracted axes `i...` and output axes `o...`, whose Hugging Face matrix is
     `(out, in)`: `kernel[i..., o...] == matrix[rows[o...], columns[i...]]`. A fused matrix, such as
-    GPT-2's `c_attn`, fills several kernels, each from rows of its own.
+    GPT-2's `c_attn`, fills several kernels, each from rows of its own. A fused kernel, such as
+    Swin's `attention_qkv`, is filled by several matrices, each some of its outputs.
 
     Attributes:
         name: Name in the `transformers` model, for example
@@ -43,6 +44,7 @@ class HuggingFaceWeight:
         columns: Column of the matrix for each input position, shape `(i...)`; None but for kernels.
         row_count: Number of rows of the whole matrix, or of values of the whole bias.
         is_transposed: Whether the tensor is stored as `(in, out)`, as in GPT-2's `Conv1D`.
+        outputs: Which outputs of the kernel, or values of the bias, the tensor fills; None for all.
     """
 
     name: str
@@ -50,6 +52,7 @@ class HuggingFaceWeight:
     columns: np.ndarray | None = None
     row_count: int = 0
     is_transposed: bool = False
+    outputs: slice | None = None
 
     @property
     def module(self) -> str:
@@ -57,22 +60,22 @@ class HuggingFaceWeight:
         return self.name.rpartition(".")[0]
 
 
-def huggingface_weights(backbone: keras.Model) -> dict[WeightKey, HuggingFaceWeight]:
-    """The Hugging Face counterpart of each weight of a backbone that has one.
+def huggingface_weights(backbone: keras.Model) -> dict[WeightKey, list[HuggingFaceWeight]]:
+    """The Hugging Face counterparts of each weight of a backbone that has some.
 
     Args:
         backbone: A KerasHub backbone, adapted or quantised or neither.
 
     Returns:
-        Weights by `(id(layer), attribute)`. Empty for a model that KerasHub cannot read from a
-        Hugging Face folder. A weight that is no choice of rows of its matrix (stacked ones) is left
-        out.
+        Weights by `(id(layer), attribute)`: one, or several for a fused kernel or bias. Empty for a
+        model that KerasHub cannot read from a Hugging Face folder. A weight that is no choice of
+        rows of its matrix (stacked ones) is left out.
 
     Example:
     ```python
     weights = huggingface_weights(model.backbone)
     layer = model.backbone.transformer_layers[0].attention.query_dense
-    weights[id(layer), "kernel"].name  # "model.layers.0.self_attn.q_proj.weight"
+    weights[id(layer), "kernel"][0].name  # "model.layers.0.self_attn.q_proj.weight"
     ```
     """
     converter = converter_of_backbone(backbone)
@@ -82,7 +85,7 @@ def huggingface_weights(backbone: keras.Model) -> dict[WeightKey, HuggingFaceWei
     # A converter may do anything with tensors that are not there; what it named before counts.
     with contextlib.suppress(Exception):
         converter.convert_weights(_StandIn(backbone), notes, _config(backbone))
-    return _layouts(notes.slots, backbone)
+    return _layouts(notes.slots, backbone) | _fused_layouts(notes.fused, backbone)
 
 
 def _config(backbone: keras.Model) -> dict[str, Any]:
@@ -92,6 +95,7 @@ def _config(backbone: keras.Model) -> dict[str, Any]:
         "n_embd": getattr(backbone, "hidden_dim", None),
         "position_embedding_type": getattr(backbone, "position_embedding_type", None),
         "emb_layer_norm_before": getattr(backbone, "use_pre_layer_norm", False),
+        "qkv_bias": getattr(backbone, "qkv_bias", True),
     }
 
 
@@ -172,7 +176,9 @@ class _Weight:
         return tuple(getattr(self.layer, self.attribute).shape)
 
     def assign(self, value: Any) -> None:
-        """Leave the weight as it is."""
+        """Leave the weight as it is, and note the tensors that would fill it together."""
+        if isinstance(value, _Unread) and value.notes is not None and len(value.names) > 1:
+            value.notes.fused.append((value.names, self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,9 +203,10 @@ class _Notes:
 
     def __init__(self) -> None:
         self.slots: list[_Slot] = []
+        self.fused: list[tuple[tuple[str, ...], _Weight]] = []
 
     def get_tensor(self, name: str) -> Any:
-        return _Unread()
+        return _Unread((name,), self)
 
     def port_weight(self, keras_variable: Any, hf_weight_key: str, hook_fn: Any = None) -> None:
         if isinstance(keras_variable, _Weight):
@@ -207,7 +214,7 @@ class _Notes:
             self.slots.append(_Slot(hf_weight_key, keras_variable, hook))
 
 
-def _layouts(slots: list[_Slot], backbone: keras.Model) -> dict[WeightKey, HuggingFaceWeight]:
+def _layouts(slots: list[_Slot], backbone: keras.Model) -> dict[WeightKey, list[HuggingFaceWeight]]:
     together: Counter[str] = Counter()
     for slot in slots:
         together[slot.name] += slot.fan_out
@@ -220,7 +227,28 @@ def _layouts(slots: list[_Slot], backbone: keras.Model) -> dict[WeightKey, Huggi
         elif slot.weight.attribute == "bias":
             weight = _bias_layout(name, slot, together[slot.name])
         if weight is not None:
-            result[id(slot.weight.layer), slot.weight.attribute] = weight
+            result[id(slot.weight.layer), slot.weight.attribute] = [weight]
+    return result
+
+
+def _fused_layouts(
+    fused: list[tuple[tuple[str, ...], _Weight]], backbone: keras.Model
+) -> dict[WeightKey, list[HuggingFaceWeight]]:
+    result = {}
+    for names, weight in fused:
+        # Of a Dense layer, whose kernel is `(in, out)`; queries, keys and values are as many.
+        size = weight.shape[-1] // len(names)
+        columns = np.arange(weight.shape[0]) if weight.attribute == "kernel" else None
+        result[id(weight.layer), weight.attribute] = [
+            HuggingFaceWeight(
+                _full_name(name, backbone),
+                rows=np.arange(size),
+                columns=columns,
+                row_count=size,
+                outputs=slice(start, start + size),
+            )
+            for start, name in zip(range(0, size * len(names), size), names, strict=True)
+        ]
     return result
 
 
@@ -298,18 +326,31 @@ def _all_differ(values: np.ndarray) -> bool:
 
 class _Unread(NDArrayOperatorsMixin):
     """Stands for a tensor that a converter handles itself, such as an expert's: any operation on it
-    gives another, and none has values."""
+    gives another, and none has values.
+
+    Attributes:
+        names: Names of the tensors whose rows, one after another, it is; none after any other
+            operation.
+        notes: The loader that these are from.
+    """
+
+    def __init__(self, names: tuple[str, ...] = (), notes: _Notes | None = None) -> None:
+        self.names, self.notes = names, notes
 
     shape = property(lambda self: (self,) * 4)
+    T = property(lambda self: self)
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
-        return self
+        return _Unread()
 
     def __array_function__(self, function, types, args, kwargs):
-        return self
+        if function is np.concatenate and kwargs.get("axis") == 0:
+            names = sum((tensor.names for tensor in args[0]), ())
+            return _Unread(names, args[0][0].notes)
+        return _Unread()
 
     def __getitem__(self, key):
-        return self
+        return _Unread()
 
     def __setitem__(self, key, value):
         pass
@@ -317,4 +358,4 @@ class _Unread(NDArrayOperatorsMixin):
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        return lambda *args, **kwargs: self
+        return lambda *args, **kwargs: _Unread()

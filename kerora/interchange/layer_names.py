@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -10,13 +11,19 @@ import numpy as np
 from kerora.adapters.factorization import Factorization
 from kerora.adapters.lora import EmbeddingLora, LinearLora, LoraAdapter
 from kerora.adapters.targets import Candidate, candidates, sublayers
-from kerora.interchange.huggingface_names import HuggingFaceWeight, huggingface_weights
+from kerora.interchange.huggingface_names import (
+    HuggingFaceWeight,
+    WeightKey,
+    huggingface_weights,
+)
 from kerora.interchange.model_kinds import model_kind
 
 
 @dataclasses.dataclass(frozen=True)
 class NamedLayer:
     """A layer that can hold an adapter, under its name in an adapter file.
+
+    A layer that `transformers` has several modules for is there once for each.
 
     Attributes:
         candidate: The layer and its Keras path.
@@ -41,6 +48,11 @@ class NamedLayer:
         return self.head is not None and bool(getattr(self.candidate.layer, "tie_weights", False))
 
     @property
+    def outputs(self) -> slice:
+        """Which of the layer's outputs the module gives."""
+        return _outputs(self.weight)
+
+    @property
     def is_part(self) -> bool:
         """Whether the module is a fused one, of which the layer is some rows."""
         rows = None if self.weight is None else self.weight.rows
@@ -56,12 +68,25 @@ class NamedBias:
         module: Name of the module that holds it.
         order: Index, in the Hugging Face vector, of each of its values.
         size: Number of values of the Hugging Face vector, which a fused bias shares with others.
+        outputs: Which values of the variable these are.
     """
 
     variable: keras.Variable
     module: str
     order: np.ndarray
     size: int
+    outputs: slice
+
+    def values(self) -> np.ndarray:
+        """Its values, float32."""
+        variable = keras.ops.cast(self.variable, "float32")
+        return keras.ops.convert_to_numpy(variable)[self.outputs]
+
+    def assign(self, values: np.ndarray) -> None:
+        """Replace its values; those of another name in the same variable stay."""
+        everything = np.array(keras.ops.convert_to_numpy(self.variable))
+        everything[self.outputs] = values
+        self.variable.assign(everything)
 
 
 def named_layers(model: keras.Model) -> list[NamedLayer]:
@@ -71,9 +96,10 @@ def named_layers(model: keras.Model) -> list[NamedLayer]:
     result = []
     for candidate in candidates(model):
         is_table = isinstance(candidate.layer, keras.layers.Embedding)
-        weight = weights.get((id(candidate.layer), "embeddings" if is_table else "kernel"))
-        module = weight.module if weight else candidate.path
-        result.append(NamedLayer(candidate, module, weight, head))
+        key = (id(candidate.layer), "embeddings" if is_table else "kernel")
+        for weight in _counterparts(weights, key):
+            module = weight.module if weight else candidate.path
+            result.append(NamedLayer(candidate, module, weight, head))
     return result
 
 
@@ -88,16 +114,20 @@ def named_biases(model: keras.Model) -> list[NamedBias]:
             bias = getattr(layer, attribute, None)
             if not isinstance(bias, keras.Variable):
                 continue
-            size = int(np.prod(bias.shape))
-            order = np.arange(size).reshape(bias.shape)
-            weight = weights.get((id(layer), attribute))
-            if weight is not None and weight.rows is not None:
-                result.append(NamedBias(bias, weight.module, weight.rows, weight.row_count))
-            elif weight is not None:
-                result.append(NamedBias(bias, weight.module, order, size))
-            elif attribute == "bias":
-                result.append(NamedBias(bias, paths.get(id(layer), layer.path), order, size))
+            for weight in _counterparts(weights, (id(layer), attribute)):
+                if weight is not None or attribute == "bias":
+                    result.append(_named_bias(bias, weight, paths.get(id(layer), layer.path)))
     return result
+
+
+def _named_bias(variable: keras.Variable, weight: HuggingFaceWeight | None, path: str) -> NamedBias:
+    if weight is not None and weight.rows is not None:
+        outputs = _outputs(weight)
+        return NamedBias(variable, weight.module, weight.rows, weight.row_count, outputs)
+    size = int(np.prod(variable.shape))
+    module = path if weight is None else weight.module
+    order = np.arange(size).reshape(variable.shape)
+    return NamedBias(variable, module, order, size, slice(None))
 
 
 def to_peft(layer: NamedLayer, adapter: LoraAdapter) -> tuple[np.ndarray, np.ndarray]:
@@ -120,6 +150,7 @@ def to_peft(layer: NamedLayer, adapter: LoraAdapter) -> tuple[np.ndarray, np.nda
     if layer.weight is None:
         return np.ascontiguousarray(a), np.ascontiguousarray(b)
     columns, rows = _order(layer.weight)
+    b = b[..., layer.outputs, :]
     a_matrix = np.empty_like(a)
     b_matrix = np.zeros((*b.shape[:-2], layer.weight.row_count, rank), b.dtype)
     a_matrix[..., columns] = a
@@ -127,22 +158,32 @@ def to_peft(layer: NamedLayer, adapter: LoraAdapter) -> tuple[np.ndarray, np.nda
     return a_matrix, b_matrix
 
 
-def from_peft(
-    layer: NamedLayer, factorization: Factorization | None, a: np.ndarray, b: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """PEFT's matrices as the factors of an adapter, in the layer's own axes.
+def from_peft(layer: NamedLayer, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """PEFT's matrices with their columns and rows in the order of a layer's inputs and outputs.
 
     Args:
         layer: The adapted layer.
-        factorization: How its kernel splits; None for an embedding.
         a: PEFT's A, `(rank, in)`.
         b: PEFT's B, `(out, rank)`.
     """
+    if layer.is_embedding or layer.weight is None:
+        return a, b
+    columns, rows = _order(layer.weight)
+    return a[..., columns], b[..., rows, :]
+
+
+def as_factors(
+    factorization: Factorization | None, a: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices as the factors of an adapter, in the layer's own axes.
+
+    Args:
+        factorization: How the layer's kernel splits; None for an embedding.
+        a: A as `from_peft` gives it.
+        b: B as `from_peft` gives it.
+    """
     if factorization is None:
         return a.T, b.T
-    if layer.weight is not None:
-        columns, rows = _order(layer.weight)
-        a, b = a[..., columns], b[..., rows, :]
     a = np.swapaxes(a, -1, -2).reshape(factorization.a_shape)
     b = np.swapaxes(b, -1, -2).reshape(factorization.b_shape)
     return a, b
@@ -160,8 +201,18 @@ def matrix_shapes(
     return (*batch, rank, factorization.contracted_size), (*batch, rows, rank)
 
 
-def _weights(model: keras.Model) -> dict[tuple[int, str], HuggingFaceWeight]:
+def _weights(model: keras.Model) -> dict[WeightKey, list[HuggingFaceWeight]]:
     return huggingface_weights(getattr(model, "backbone", model))
+
+
+def _counterparts(
+    weights: dict[WeightKey, list[HuggingFaceWeight]], key: WeightKey
+) -> Sequence[HuggingFaceWeight | None]:
+    return weights.get(key) or (None,)
+
+
+def _outputs(weight: HuggingFaceWeight | None) -> slice:
+    return slice(None) if weight is None or weight.outputs is None else weight.outputs
 
 
 def _order(weight: HuggingFaceWeight) -> tuple[np.ndarray, np.ndarray]:

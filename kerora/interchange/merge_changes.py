@@ -155,8 +155,10 @@ def _are_alike(name: str, other: str) -> bool:
     return is_inner or _parts(name) == _parts(other)
 
 
-def _parts(name: str) -> list[str]:
-    return sorted(part for part in name.split(".") if part != "text_model")
+def _parts(name: str) -> tuple[list[str], list[str]]:
+    parts = [part for part in name.split(".") if part != "text_model"]
+    # Words may change places; Swin has a block 1 in layer 0, and a block 0 in layer 1.
+    return sorted(parts), [part for part in parts if part.isdigit()]
 
 
 def _low_rank_change(

@@ -27,17 +27,28 @@ from kerora.adapters.errors import AdapterError
 from kerora.adapters.factorization import layer_kernel_shape
 from kerora.adapters.targets import sublayers
 from kerora.interchange.contents import AdapterContents
-from kerora.interchange.factors import by_module, factorization_of, layer_factors, part_rank
+from kerora.interchange.factors import (
+    by_layer,
+    by_module,
+    factorization_of,
+    layer_factors,
+    layer_rank,
+)
 from kerora.interchange.fingerprint import preset_difference
 from kerora.interchange.merge_changes import BLOCK, another_base
 from kerora.interchange.other_heads import check_loadable
 from kerora.interchange.peft import biases_in_file, layers_in_file
+from kerora.json_file import read_json_object
 from kerora.models.converters import matrices_left_empty
 from kerora.models.errors import ModelSourceError
 from kerora.models.preset_folder import TASK_FILE, preset_checked, weight_files
 
 _NUMBER = "number"
 _TYPES = ("float16", "bfloat16", "float32", "float64")
+# Their constructors need values of Keras' operations, which have none while JAX traces.
+_COMPUTES_WHEN_BUILT = ("SwinTransformerBackbone",)
+
+_Part = tuple[slice, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +91,7 @@ class PresetMerge:
         check_base = (lambda plan: None) if force else functools.partial(self._check_base, contents)
         plan = _Plan(base, contents, check_base)
         self.sums: dict[str, _Sum] = plan.sums
-        self.biases: dict[str, np.ndarray] = plan.biases
+        self.biases: dict[str, list[_Part]] = plan.biases
         self._check_stored(plan.shapes)
 
     @property
@@ -107,7 +118,8 @@ class PresetMerge:
     def _write_tensor(self, path: str, stored: h5py.Dataset) -> None:
         dtype = _dtype(stored)
         if path in self.biases:
-            stored[...] = _as_stored(self.biases[path].astype(dtype), stored)
+            for outputs, value in self.biases[path]:
+                stored[outputs] = _as_stored(value.astype(dtype), stored)
             return
         step = max(1, BLOCK // (4 * max(1, math.prod(stored.shape[1:]))))
         for start in range(0, stored.shape[0], step):
@@ -179,7 +191,7 @@ class _Plan:
 
     Attributes:
         sums: Deltas, by the HDF5 path of the kernel.
-        biases: New values, by the HDF5 path of the bias.
+        biases: New values and which of a bias they are, by the HDF5 path of the bias.
         shapes: Shape of each of these.
         stored_as: HDF5 path of each variable, by the variable's path.
         backbone: Name of the model's class.
@@ -189,7 +201,7 @@ class _Plan:
         self, base: Path, contents: AdapterContents, check_base: Callable[[_Plan], None]
     ) -> None:
         self.sums: dict[str, _Sum] = {}
-        self.biases: dict[str, np.ndarray] = {}
+        self.biases: dict[str, list[_Part]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.stored_as: dict[str, str] = {}
         self.backbone = ""
@@ -215,29 +227,27 @@ class _Plan:
         check_base(self)
         layers = layers_in_file(backbone, contents)
         biases = biases_in_file(backbone, contents)
-        for variable, value in biases:
-            if id(variable) in places:
-                path, _ = places[id(variable)]
-                self.biases[path] = value
-                self.shapes[path] = tuple(variable.shape)
-        if len(self.biases) < len(biases):
-            raise AdapterError(
-                f"{contents.folder} holds trained biases that this preset does not store as such."
-            )
+        for bias, value in biases:
+            if id(bias.variable) not in places:
+                raise AdapterError(
+                    f"{contents.folder} holds trained biases that this preset does not store as "
+                    "such."
+                )
+            path, _ = places[id(bias.variable)]
+            self.biases.setdefault(path, []).append((bias.outputs, value))
+            self.shapes[path] = tuple(bias.variable.shape)
         modules = by_module(layers)
-        for named in layers:
-            rank = part_rank(contents, named)
-            factorization = factorization_of(named, rank)
+        for named in by_layer(layers):
+            rank = layer_rank(contents, named)
+            factorization = factorization_of(named[0], 1)
             join = "vr,rd->vd" if factorization is None else factorization.join
-            path = f"{paths[id(named.candidate.layer)]}/0"
+            layer = named[0].candidate.layer
+            path = f"{paths[id(layer)]}/0"
             config = LoraConfig(rank=rank, alpha=rank)
-            self.sums[path] = _Sum(
-                join, *layer_factors(contents, named, modules[named.module], config)
-            )
-            layer = named.candidate.layer
+            self.sums[path] = _Sum(join, *layer_factors(contents, named, modules, config))
             self.shapes[path] = (
                 (layer.input_dim, layer.output_dim)
-                if named.is_embedding
+                if named[0].is_embedding
                 else layer_kernel_shape(layer)
             )
 
@@ -249,7 +259,8 @@ def _build_without_values(base: Path, read: Callable[[keras.Model], None]) -> No
         read(backbone)
         return 0
 
-    if keras.backend.backend() == "jax":
+    kind = read_json_object(base / "config.json", ModelSourceError).get("class_name")
+    if keras.backend.backend() == "jax" and kind not in _COMPUTES_WHEN_BUILT:
         import jax
 
         # Weights are shapes alone while JAX traces.

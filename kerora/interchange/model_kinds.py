@@ -31,15 +31,16 @@ class ModelKind:
 
 
 _DINOV2_RENAMED = (
-    (r"attention\.attention\.([qkv])(uery|ey|alue)\b", r"attention.\1_proj"),
+    (r"attention\.(?:attention|self)\.([qkv])(uery|ey|alue)\b", r"attention.\1_proj"),
     (r"attention\.output\.dense", "attention.o_proj"),
 )
-_VIT_RENAMED = (
+_SWIN_RENAMED = (
     *_DINOV2_RENAMED,
-    (r"encoder\.layer\.", "layers."),
+    (r"attention\.self\.(?=relative_position_bias_table)", "attention.relative_position_bias."),
     (r"intermediate\.dense", "mlp.fc1"),
     (r"output\.dense", "mlp.fc2"),
 )
+_VIT_RENAMED = (*_SWIN_RENAMED, (r"encoder\.layer\.", "layers."))
 _CAUSAL = ModelKind("CAUSAL_LM", "model.", "lm_head")
 # The language model of a model that sees.
 _INNER = ModelKind(
@@ -72,6 +73,7 @@ _KINDS = {
     "ViTBackbone": _image_encoder(_VIT_RENAMED, "vit"),
     "DeiTBackbone": _image_encoder(_VIT_RENAMED, "deit"),
     "DINOV2Backbone": _image_encoder(_DINOV2_RENAMED, "dinov2", "dinov2_with_registers"),
+    "SwinTransformerBackbone": _image_encoder(_SWIN_RENAMED, "swin"),
     "DINOV3Backbone": _image_encoder(((r"^layer\.", "model.layer."),)),
 }
 

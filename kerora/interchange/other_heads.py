@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -70,7 +71,7 @@ def without(
     saved = contents.config.modules_to_save
     weights = huggingface_weights(getattr(model, "backbone", model))
     name_in_file = _naming(model, contents)
-    own = [name_in_file(weight.module) for weight in weights.values()]
+    own = [name_in_file(weight.module) for weight in itertools.chain(*weights.values())]
     held = [*contents.factors, *contents.biases, *contents.whole, *saved]
     for name in leave_out:
         if not any(_is_within(module, [name]) for module in held):

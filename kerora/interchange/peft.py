@@ -24,16 +24,17 @@ from kerora.adapters.targets import select
 from kerora.interchange.atomic_folder import replaced_folder
 from kerora.interchange.contents import PREFIX, TENSOR_FILE, AdapterContents, inspect_adapter
 from kerora.interchange.factors import (
+    by_layer,
     by_module,
     joined,
     layer_factors,
+    layer_rank,
     module_tensors,
-    part_rank,
     parts_in_file,
 )
 from kerora.interchange.fingerprint import difference, fingerprint
 from kerora.interchange.keras_lora import load_keras_lora
-from kerora.interchange.layer_names import NamedLayer, named_biases, named_layers
+from kerora.interchange.layer_names import NamedBias, NamedLayer, named_biases, named_layers
 from kerora.interchange.model_kinds import model_kind
 from kerora.interchange.notes import VERSION
 from kerora.interchange.other_heads import check_loadable, named_as_in_file, without
@@ -168,14 +169,15 @@ def load_adapter(
     template = adapter_chat_template(contents)
     config = _lora_config(model, contents, layers)
     modules = by_module(layers)
-    values = [layer_factors(contents, layer, modules[layer.module], config) for layer in layers]
+    adapted = by_layer(layers)
+    values = [layer_factors(contents, layer, modules, config) for layer in adapted]
     add_adapter(model, config, name)
-    for layer, (kernel_a, kernel_b) in zip(layers, values, strict=True):
-        adapter = get_adapter(layer.candidate.layer, name)
+    for layer, (kernel_a, kernel_b) in zip(adapted, values, strict=True):
+        adapter = get_adapter(layer[0].candidate.layer, name)
         adapter.kernel_a.assign(kernel_a)
         adapter.kernel_b.assign(kernel_b)
-    for variable, bias in biases:
-        variable.assign(bias)
+    for bias, value in biases:
+        bias.assign(value)
     if template is not None and hasattr(model, "chat_template"):
         model.chat_template = template
 
@@ -266,9 +268,7 @@ def _bias_tensors(
             middle = ".base_layer" if is_adapted else ""
             key = f"{PREFIX}{bias.module}{middle}.bias"
             value = tensors.setdefault(key, np.zeros(bias.size, "float32"))
-            value[bias.order.ravel()] = keras.ops.convert_to_numpy(
-                keras.ops.cast(bias.variable, "float32")
-            ).ravel()
+            value[bias.order.ravel()] = bias.values().ravel()
     return tensors
 
 
@@ -335,7 +335,7 @@ def _check_base(model: keras.Model, contents: AdapterContents, force: bool) -> N
 
 def biases_in_file(
     model: keras.Model, contents: AdapterContents
-) -> list[tuple[keras.Variable, np.ndarray]]:
+) -> list[tuple[NamedBias, np.ndarray]]:
     """The biases of a model that an adapter's file holds, with their values there.
 
     Raises:
@@ -356,7 +356,7 @@ def biases_in_file(
                 f"{file}: the bias of '{bias.module}' must have shape ({bias.size},). "
                 f"Received: {value.shape}"
             )
-        result.append((bias.variable, value[bias.order].reshape(bias.variable.shape)))
+        result.append((bias, value[bias.order]))
     if missing:
         raise AdapterError(f"{file}: this model has no bias in '{next(iter(missing))}'.")
     return result
@@ -366,14 +366,14 @@ def _lora_config(
     model: keras.Model, contents: AdapterContents, layers: list[NamedLayer]
 ) -> LoraConfig:
     read = contents.config
-    rank = max(part_rank(contents, layer) for layer in layers)
+    rank = max(layer_rank(contents, layer) for layer in by_layer(layers))
     scale = most_common(read.scale_of(layer.module) for layer in layers)
     wanted = {id(layer.candidate.layer) for layer in layers}
     config = LoraConfig(
         rank=rank,
         alpha=scale * rank,
         dropout=read.dropout,
-        targets=tuple(layer.candidate.path for layer in layers),
+        targets=tuple(dict.fromkeys(layer.candidate.path for layer in layers)),
         bias=read.bias,
     )
     notes = contents.kerora

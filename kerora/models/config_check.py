@@ -15,7 +15,7 @@ from kerora.models.errors import ModelSourceError
 from kerora.models.huggingface_folder import TensorPlace
 
 _LAYERS = (
-    *("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"),
+    *("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depths"),
     *("num_kv_shared_layers", "altup_num_inputs", "altup_active_idx"),
 )
 _SIZES = (
@@ -28,7 +28,7 @@ _SIZES = (
     *("head_dim", "global_head_dim", "linear_key_head_dim", "linear_value_head_dim"),
     *("linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim"),
     *("num_experts", "num_local_experts", "num_experts_per_tok", "n_positions"),
-    *("laurel_rank", "num_register_tokens"),
+    *("laurel_rank", "num_register_tokens", "embed_dim", "num_heads", "window_size"),
 )
 # Lengths of text, and sides of images, need no tensor.
 _LENGTHS = (
@@ -43,6 +43,7 @@ _MAY_BE_ZERO = (
     *("vocab_size_per_layer_input", "type_vocab_size", "altup_active_idx"),
     "num_register_tokens",
 )
+_MAY_BE_LISTS = ("intermediate_size", "depths", "num_heads")
 _NUMBERS = (
     *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta"),
     *("rope_local_base_freq", "query_pre_attn_scalar", "attn_logit_softcapping"),
@@ -58,6 +59,7 @@ _SWITCHES = (
     *("tie_word_embeddings", "use_sliding_window", "norm_topk_prob"),
     *("attention_bias", "altup_correct_scale", "qkv_bias", "use_swiglu_ffn", "use_mask_token"),
     *("query_bias", "key_bias", "value_bias", "proj_bias", "mlp_bias", "use_gated_mlp"),
+    "use_absolute_embeddings",
 )
 _OBJECTS = (
     *("text_config", "encoder", "decoder", "rope_parameters", "rope_scaling"),
@@ -113,8 +115,8 @@ class _Check:
                 self._expect(full, value, fine, f"a text of up to {_LONGEST_NAME} characters")
             elif name in _SWITCHES:
                 self._expect(full, value, isinstance(value, bool), "true or false")
-            elif name == "intermediate_size" and isinstance(value, list):
-                # One for each layer.
+            elif name in _MAY_BE_LISTS and isinstance(value, list):
+                # One for each layer, or each stage of them.
                 for each in value:
                     self._size(name, full, each)
             elif name == "activation_sparsity_pattern":

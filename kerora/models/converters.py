@@ -108,7 +108,7 @@ def causal_lm(source: str, config: dict[str, Any], backbone: keras.Model, **kwar
     # Of two classes around one backbone KerasHub's own search takes either.
     name = loader.check_backbone_class().__name__.replace("Backbone", "CausalLM")
     kind = getattr(keras_hub.models, name, None)
-    if kind is None or config["model_type"].endswith("_assistant"):
+    if kind is None:
         raise ModelSourceError(
             f"KerasHub has no causal language model of type '{config['model_type']}'. Its "
             "backbone alone is loaded by `kerora.models.loading.load_backbone`."

@@ -17,12 +17,13 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | `layer_types` | GPT-OSS (takes the odd layers as the sliding ones, and a window one wider) |
 | `tie_word_embeddings` false | SmolLM3, GPT-2: refused |
 | `layer_norm_epsilon`, `n_inner` | GPT-2 |
-| `layer_norm_eps` | BERT, RoBERTa, XLM-RoBERTa, ALBERT, ViT, DINOv2 |
+| `layer_norm_eps` | BERT, RoBERTa, XLM-RoBERTa, ALBERT, ViT, DINOv2, Swin |
 | `hidden_act` `gelu` (taken as its approximation) | BERT |
 | `token_type_embeddings` | RoBERTa |
 | `hidden_act` other than GELU | encoders, DINOv3 aside: refused |
 | `qkv_bias` false | ViT, DeiT, DINOv2: refused |
 | `use_swiglu_ffn` (one layer for two of `transformers`) | DINOv2: refused |
+| `use_absolute_embeddings`, an `image_size` that is no whole windows | Swin: refused |
 | `sliding_window` | T5Gemma (none in the encoder, one wider in the decoder) |
 | `token_dropout`, `rope_theta`, and the mask of padding | ESM |
 | `position_embedding_type` other than rotary | ESM: refused |
@@ -44,6 +45,7 @@ from kerora.models.converters import text_config
 from kerora.models.errors import inexpressible
 from kerora.models.huggingface_esm import esm_arguments, mend_esm
 from kerora.models.huggingface_gemma3n import mend_gemma3n
+from kerora.models.huggingface_swin import check_swin, configured_norms
 from kerora.models.huggingface_t5gemma import check_t5gemma, mend_t5gemma
 from kerora.models.huggingface_t5gemma2 import check_t5gemma2, mend_t5gemma2
 
@@ -84,6 +86,8 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
         check_t5gemma(config)
     if family == "t5gemma2":
         check_t5gemma2(config)
+    if family == "swin":
+        check_swin(config)
     if family == "gpt2":
         return _gpt2_arguments(text)
     if family in _LAYER_NORM_EPSILON or family == "distilbert":
@@ -146,6 +150,9 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
         mend_t5gemma2(backbone, config)
     if family == "gemma3n":
         mend_gemma3n(backbone)
+    if family == "swin":
+        for norm in configured_norms(backbone):
+            _set(backbone, norm, "epsilon", text.get("layer_norm_eps", 1e-5))
     if family in _LAYER_NORM_EPSILON:
         field, default = _LAYER_NORM_EPSILON[family]
         for layer, _ in sublayers(backbone):

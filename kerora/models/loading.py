@@ -31,6 +31,7 @@ from kerora.models.huggingface_configs import complete_config
 from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
 from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE, FolderTensors, all_places
 from kerora.models.huggingface_tokenizer import mend_tokenizer, mistral_preprocessor
+from kerora.models.inseparable import check_separable
 from kerora.models.named_templates import PLAIN, WITH_TOOLS, one_template
 from kerora.models.preset_folder import preset_checked
 from kerora.models.weight_limit import weights_limited
@@ -39,15 +40,8 @@ from kerora.models.weight_loading import load_weights as fill_with_weights
 CHECKED_BACKBONES = (
     *("bert", "roberta", "xlm-roberta", "albert", "distilbert", "esm"),
     *("bart", "t5gemma", "t5gemma2"),
-    *("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"),
+    *("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "swin"),
 )
-# Models that see whose language models alone would not be themselves, and why.
-_INSEPARABLE = {
-    "paligemma": "whose prompts are read in both directions: its processor marks them so "
-    "(`token_type_ids`), and a causal language model reads forwards alone",
-    "blip-2": "which answers from the query tokens of an image; its language model is an OPT or "
-    "Flan-T5 that was left as it is published by itself",
-}
 # What KerasHub's `from_preset` makes something of; the rest it drops without a word.
 _OPTIONS = ("dtype", "preprocessor", "load_weights", "name", "trainable", "compile")
 _DTYPES = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16")
@@ -218,7 +212,7 @@ def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.mo
     """Load the backbone of a Hugging Face folder, whether or not it is a causal language model.
 
     Of a T5Gemma 2 encoder and decoder are loaded for text, without the vision tower. Of an image
-    classifier (ViT, DeiT, DINOv2) the encoder is loaded.
+    classifier (ViT, DeiT, DINOv2, Swin) the encoder is loaded.
 
     Args:
         source: A local folder or a `hf://` handle.
@@ -241,6 +235,7 @@ def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.mo
                 return keras_hub.models.Backbone.from_preset(name, **kwargs)
         tensors = FolderTensors(source_places(name))
         config = _checked_config(name, tensors)
+        check_separable(config, name)
         if config["model_type"] not in CHECKED_BACKBONES:
             raise ModelSourceError(
                 f"kerora has not been checked against `transformers` for models of type "
@@ -325,13 +320,7 @@ def _load_huggingface(
     if tensors is None:
         tensors = FolderTensors(source_places(name))
     config = _checked_config(name, tensors)
-    if config["model_type"] in _INSEPARABLE:
-        raise ModelSourceError(
-            f"'{name}' is of type '{config['model_type']}', {_INSEPARABLE[config['model_type']]}. "
-            "So kerora loads no language model of it for text alone. Load all of it with "
-            "`keras_hub.models.CausalLM.from_preset`, and give what you get to `kerora.adapt`; "
-            "it has not been checked against `transformers`."
-        )
+    check_separable(config, name)
     backbone = _load_huggingface_backbone(name, config, tensors, dtype, load_weights)
     if "preprocessor" not in kwargs and not _has_tokenizer(name):
         raise ModelSourceError(

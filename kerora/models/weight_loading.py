@@ -31,6 +31,8 @@ _SIGHT = re.compile(
 _ENCODER_NAMES = ("roberta.", "albert.", "distilbert.", "vit.", "deit.")
 # What BERT's and ESM's files may still call the weights of a norm.
 _OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+# Tables that older versions of `transformers` stored, and any version computes.
+_COMPUTED = ("inv_freq", "relative_position_index")
 # The shapes of four-bit blocks and their scales that unpack to a tensor of a given shape.
 _PACKED = {
     "_blocks": lambda experts, inputs, outputs: (experts, outputs, inputs // 2, 1),
@@ -192,7 +194,7 @@ def _check_all_taken(source: str, held: set[str], taken: set[str]) -> None:
         for name in held
         if (re.search(r"(^|\.)(layers|layer|h)\.\d+\.", name) or name == _TIED_HEAD)
         and not re.match(r"mtp\.", name)
-        and not name.endswith("inv_freq")
+        and not name.endswith(_COMPUTED)
         and not _is_taken(name, taken)
     )
     if left:

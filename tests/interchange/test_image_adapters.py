@@ -4,14 +4,17 @@ import json
 import re
 import warnings
 
+import keras
 import numpy as np
 import pytest
 from backends import once
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.interchange import BOUND, difference, randomize_peft
+from benchmarks.interchange import BOUND, difference, randomize_keras, randomize_peft
 from benchmarks.tiny_transformers import keras_logits, tiny_transformers, torch_logits
-from kerora.interchange import load_adapter
+from kerora.adapters import AdapterError, LoraConfig, adapter_configs, add_adapter
+from kerora.adapters.targets import select
+from kerora.interchange import load_adapter, save_adapter
 from kerora.interchange.merge import merge_folder
 from kerora.models.loading import load_backbone
 
@@ -35,13 +38,21 @@ OLD = {
     },
     "dinov2": OLD_ENDINGS,
     "dinov3": {"model.layer.": "layer."},
+    "swin": {
+        "attention.q_proj": "attention.self.query",
+        "attention.v_proj": "attention.self.value",
+        "attention.o_proj": "attention.output.dense",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    },
 }
 TARGETS = ["q_proj", "v_proj", "o_proj", "fc1", "fc2", "up_proj"]
 
 
 def tuned_by_peft(base, folder, **fields):
     targets = [name for name in TARGETS if any(m.endswith(name) for m, _ in base.named_modules())]
-    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets, **fields)
+    fields = {"r": 3, "lora_alpha": 5, "target_modules": targets, **fields}
+    config = peft.LoraConfig(**fields)
     tuned = peft.get_peft_model(base, config).eval()
     randomize_peft(tuned)
     with warnings.catch_warnings():
@@ -78,7 +89,7 @@ def test_names_of_older_versions_are_read_and_merged(family, tmp_path):
     assert difference(load_backbone(tmp_path / "merged"), tuned) < BOUND
 
 
-@pytest.mark.parametrize("family", ["vit", "deit", "dinov2"])
+@pytest.mark.parametrize("family", ["vit", "deit", "dinov2", "swin"])
 def test_an_adapter_of_a_classifier(family, tmp_path):
     tiny_transformers(family, tmp_path / "bare")
     kind = transformers.AutoModelForImageClassification
@@ -103,3 +114,115 @@ def test_an_adapter_of_the_encoder_goes_into_a_classifier(tmp_path):
     tuned = tuned_by_peft(base, tmp_path / "adapter")
     merge_folder(tmp_path / "whole", tmp_path / "adapter", tmp_path / "merged")
     assert difference(load_backbone(tmp_path / "merged"), tuned) < BOUND
+
+
+# Swin: one layer of KerasHub's, `attention_qkv`, is three modules of `transformers`.
+ATTENTION = "encoder.layers.0.blocks.0.attention"
+
+
+def tiny_swin(tmp_path, **overrides):
+    return tiny_transformers("swin", tmp_path / "base", **overrides)
+
+
+@pytest.mark.parametrize(
+    ("targets", "fields", "rank"),
+    [
+        (["k_proj"], {}, 3),
+        (["q_proj", "v_proj"], {"bias": "lora_only"}, 6),
+        (
+            ["q_proj", "k_proj", "v_proj", "fc2"],
+            {
+                "use_rslora": True,
+                "rank_pattern": {"k_proj": 5, "fc2": 2, r"layers\.1\..*v_proj": 1},
+                "alpha_pattern": {"v_proj": 9},
+            },
+            11,
+        ),
+    ],
+)
+def test_modules_that_peft_trained_become_one_adapter(targets, fields, rank, tmp_path):
+    base = tiny_swin(tmp_path)
+    tuned = tuned_by_peft(base, tmp_path / "adapter", target_modules=targets, **fields)
+    backbone = load_backbone(tmp_path / "base")
+    before = keras_logits(backbone)
+    load_adapter(backbone, tmp_path / "adapter")
+    assert adapter_configs(backbone)["default"].rank == rank
+    assert np.abs(keras_logits(backbone) - before).max() > 0.1
+    assert difference(backbone, tuned) < BOUND
+
+    # What is saved again is the same, though the modules now share their A.
+    save_adapter(backbone, tmp_path / "again")
+    other = load_backbone(tmp_path / "base")
+    load_adapter(other, tmp_path / "again")
+    assert adapter_configs(other)["default"].rank == rank
+    assert difference(other, tuned) < BOUND
+
+
+@pytest.mark.parametrize(("targets", "count"), [(None, 4), ("all-linear", 17)])
+def test_a_fused_layer_comes_back_as_it_was(targets, count, tmp_path):
+    tiny_swin(tmp_path)
+    backbone = load_backbone(tmp_path / "base")
+    assert len(select(backbone, targets)) == count
+    add_adapter(backbone, LoraConfig(rank=3, alpha=5, targets=targets, bias="lora_only"))
+    randomize_keras(backbone)
+    save_adapter(backbone, tmp_path / "adapter")
+    factors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert factors[f"base_model.model.{ATTENTION}.k_proj.lora_B.weight"].shape == (16, 3)
+    other = load_backbone(tmp_path / "base")
+    load_adapter(other, tmp_path / "adapter")
+    assert adapter_configs(other) == adapter_configs(backbone)
+    for mine, again in zip(backbone.trainable_variables, other.trainable_variables, strict=True):
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(mine), keras.ops.convert_to_numpy(again)
+        )
+
+
+def test_a_fused_layer_without_biases(tmp_path):
+    base = tiny_swin(tmp_path, qkv_bias=False)
+    tuned = tuned_by_peft(base, tmp_path / "adapter", target_modules=["k_proj"], bias="all")
+    backbone = load_backbone(tmp_path / "base")
+    load_adapter(backbone, tmp_path / "adapter")
+    assert difference(backbone, tuned) < BOUND
+
+
+def test_ranks_that_are_too_many_together_are_refused_by_name(tmp_path):
+    targets = ["q_proj", "k_proj", "v_proj"]
+    tuned_by_peft(tiny_swin(tmp_path), tmp_path / "adapter", target_modules=targets, r=6)
+    with pytest.raises(AdapterError, match=rf"'{ATTENTION}.q_proj'.*at most 16.*rank=18"):
+        load_adapter(load_backbone(tmp_path / "base"), tmp_path / "adapter")
+
+
+def test_a_part_of_a_fused_layer_cannot_be_left_out(tmp_path):
+    tuned_by_peft(tiny_swin(tmp_path), tmp_path / "adapter", target_modules=["q_proj"])
+    with pytest.raises(AdapterError, match="'q_proj' is a part of this model"):
+        load_adapter(load_backbone(tmp_path / "base"), tmp_path / "adapter", leave_out=["q_proj"])
+
+
+def test_modules_are_merged_into_the_preset_of_a_fused_layer(tmp_path):
+    fields = {"target_modules": ["q_proj", "v_proj"], "bias": "lora_only"}
+    tuned = tuned_by_peft(tiny_swin(tmp_path), tmp_path / "adapter", **fields)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the preset lacks the epsilon of the norms
+        load_backbone(tmp_path / "base").save_to_preset(str(tmp_path / "preset"))
+    merge_folder(tmp_path / "preset", tmp_path / "adapter", tmp_path / "merged")
+    merged = load_backbone(tmp_path / "merged")
+    for stage in merged.stages:
+        for block in stage.blocks:
+            block.norm1.epsilon = block.norm2.epsilon = 1e-3
+    merged.norm.epsilon = 1e-3
+    assert difference(merged, tuned) < BOUND
+
+
+def test_a_fused_layer_is_merged_into_its_own_base_alone(tmp_path):
+    tiny_swin(tmp_path)
+    backbone = load_backbone(tmp_path / "base")
+    add_adapter(backbone, LoraConfig(rank=2, targets="all-linear"))
+    randomize_keras(backbone)
+    save_adapter(backbone, tmp_path / "adapter")
+    tiny_transformers("swin", tmp_path / "other", mlp_ratio=3.0)
+    with pytest.raises(AdapterError, match="another base"):
+        merge_folder(tmp_path / "other", tmp_path / "adapter", tmp_path / "merged")
+
+    merge_folder(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    merged = keras_logits(load_backbone(tmp_path / "merged"))
+    assert np.abs(merged - keras_logits(backbone)).max() < BOUND

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from backends import once
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from benchmarks.tiny_transformers import IMAGES, keras_logits, tiny_transformers, torch_logits
 from kerora.adapters.targets import select
@@ -42,6 +42,12 @@ def test_a_classifier_is_read_as_its_encoder(family, tmp_path):
         ("dinov3", "image_size", -28, "image_size"),
         ("dinov3", "hidden_act", "quick_gelu", "quick_gelu"),
         ("vit", "image_size", 7 * 2**30, "position_embedding"),
+        ("swin", "hidden_act", "relu", "hidden_act"),
+        ("swin", "use_absolute_embeddings", True, "use_absolute_embeddings"),
+        ("swin", "image_size", 42, "a multiple of 28"),
+        ("swin", "window_size", 65, "window_size"),
+        ("swin", "depths", [2, 2**20], "depths"),
+        ("swin", "num_heads", [2, "4"], "num_heads"),
     ],
 )
 def test_a_field_that_cannot_be_computed_is_refused(family, field, value, told, tmp_path):
@@ -64,6 +70,19 @@ def test_an_activation_that_dinov3_has_in_both(tmp_path):
     reference = tiny_transformers("dinov3", tmp_path, hidden_act="silu", use_gated_mlp=False)
     found = keras_logits(load_backbone(tmp_path))
     np.testing.assert_allclose(found, torch_logits(reference), atol=1e-4)
+
+
+def test_a_table_that_older_versions_stored_is_no_weight(tmp_path):
+    tiny_transformers("swin", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "encoder.layers.0.blocks.0.attention.self.relative_position_{}"
+    tensors[name.format("index")] = np.zeros((4, 4), "int64")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    load_backbone(tmp_path)
+    tensors[name.format("bucket")] = np.zeros((4, 4), "int64")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelSourceError, match="relative_position_bucket"):
+        load_backbone(tmp_path)
 
 
 @pytest.mark.parametrize("family", ["vit", "dinov2", "dinov3"])

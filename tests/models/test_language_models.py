@@ -193,6 +193,15 @@ def test_a_model_that_is_none_without_images_is_refused_by_name(model_type, reas
         load_task(tmp_path, preprocessor=None)
 
 
+@pytest.mark.parametrize("load", [load_backbone, load_task])
+def test_a_model_that_drafts_for_another_is_refused_by_name(load, tmp_path):
+    # `transformers` can make no tiny one either: a layer must have some layer's keys and values.
+    tiny_transformers("gemma4", tmp_path)
+    change_config(tmp_path, lambda config: config.update(model_type="gemma4_assistant"))
+    with pytest.raises(ModelSourceError, match=r"'gemma4_assistant'.*Adapt the model that it ass"):
+        load(tmp_path)
+
+
 def test_prompts_of_paligemma_are_read_in_both_directions(tmp_path):
     # Why it is refused: what stands later in a prompt changes what stands before.
     import torch
