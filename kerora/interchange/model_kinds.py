@@ -72,6 +72,7 @@ _KINDS = {
     "ViTBackbone": _image_encoder(_VIT_RENAMED, "vit"),
     "DeiTBackbone": _image_encoder(_VIT_RENAMED, "deit"),
     "DINOV2Backbone": _image_encoder(_DINOV2_RENAMED, "dinov2", "dinov2_with_registers"),
+    "MetaCLIP2Backbone": ModelKind(None, "", None),
     "DINOV3Backbone": _image_encoder(((r"^layer\.", "model.layer."),)),
 }
 

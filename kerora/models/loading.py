@@ -32,21 +32,15 @@ from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
 from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE, FolderTensors, all_places
 from kerora.models.huggingface_tokenizer import mend_tokenizer, mistral_preprocessor
 from kerora.models.preset_folder import preset_checked
+from kerora.models.refused_families import check_separable, unchecked
 from kerora.models.weight_limit import weights_limited
 from kerora.models.weight_loading import load_weights as fill_with_weights
 
 CHECKED_BACKBONES = (
     *("bert", "roberta", "xlm-roberta", "albert", "distilbert", "esm"),
     *("bart", "t5gemma", "t5gemma2"),
-    *("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"),
+    *("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "metaclip_2"),
 )
-# Models that see whose language models alone would not be themselves, and why.
-_INSEPARABLE = {
-    "paligemma": "whose prompts are read in both directions: its processor marks them so "
-    "(`token_type_ids`), and a causal language model reads forwards alone",
-    "blip-2": "which answers from the query tokens of an image; its language model is an OPT or "
-    "Flan-T5 that was left as it is published by itself",
-}
 # What KerasHub's `from_preset` makes something of; the rest it drops without a word.
 _OPTIONS = ("dtype", "preprocessor", "load_weights", "name", "trainable", "compile")
 _DTYPES = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16")
@@ -241,11 +235,7 @@ def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.mo
         tensors = FolderTensors(source_places(name))
         config = _checked_config(name, tensors)
         if config["model_type"] not in CHECKED_BACKBONES:
-            raise ModelSourceError(
-                f"kerora has not been checked against `transformers` for models of type "
-                f"'{config['model_type']}', so '{name}' might give other answers. Checked are: "
-                f"{', '.join(CHECKED_BACKBONES)}, and the causal language models of `load_task`."
-            )
+            raise unchecked(name, config["model_type"], CHECKED_BACKBONES)
         return _load_huggingface_backbone(name, config, tensors, **kwargs)
 
 
@@ -324,13 +314,7 @@ def _load_huggingface(
     if tensors is None:
         tensors = FolderTensors(source_places(name))
     config = _checked_config(name, tensors)
-    if config["model_type"] in _INSEPARABLE:
-        raise ModelSourceError(
-            f"'{name}' is of type '{config['model_type']}', {_INSEPARABLE[config['model_type']]}. "
-            "So kerora loads no language model of it for text alone. Load all of it with "
-            "`keras_hub.models.CausalLM.from_preset`, and give what you get to `kerora.adapt`; "
-            "it has not been checked against `transformers`."
-        )
+    check_separable(name, config["model_type"])
     backbone = _load_huggingface_backbone(name, config, tensors, dtype, load_weights)
     if "preprocessor" not in kwargs and not _has_tokenizer(name):
         raise ModelSourceError(
