@@ -72,7 +72,12 @@ IMAGE_TEXT_ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
                 "projection_dim": 20,
             },
             # One of the tokens that are compared ends the text.
-            "text_config": {**_ENCODER, "layer_norm_eps": 1e-2, "eos_token_id": 63},
+            "text_config": {
+                **_ENCODER,
+                "layer_norm_eps": 1e-2,
+                "bos_token_id": 0,
+                "eos_token_id": 63,
+            },
             "projection_dim": 20,
         },
     ),

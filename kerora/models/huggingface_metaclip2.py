@@ -37,7 +37,7 @@ _TEXT_DEFAULTS: dict[str, Any] = {
     "max_position_embeddings": 77,
     "eos_token_id": 49407,
 }
-# Of the same name in Keras and in `transformers` are also some that differ.
+# Keras has others by the same names that are not the same (`leaky_relu`).
 _ACTIVATIONS = ("quick_gelu", "gelu")
 
 
@@ -49,7 +49,7 @@ def complete_metaclip2(config: dict[str, Any]) -> dict[str, Any]:
     """
     return {
         **config,
-        # KerasHub would take that of the encoders, which theirs alone are read with.
+        # Without it KerasHub would take an encoder's, which counts where that encoder is alone.
         "projection_dim": config.get("projection_dim", 512),
         "vision_config": {**_VISION_DEFAULTS, **(config.get("vision_config") or {})},
         "text_config": {**_TEXT_DEFAULTS, **(config.get("text_config") or {})},
