@@ -14,8 +14,8 @@ _INSEPARABLE = {
     "Flan-T5 that was left as it is published by itself",
 }
 _OTHERWISE_COMPUTED = {
-    "sam3_video": "KerasHub's SAM 3 attends to a token for boxes where none are given, which "
-    "`transformers` leaves out, and has no tracker",
+    "sam3_video": "KerasHub's SAM 3 reads a text in both directions, and attends to a token for "
+    "boxes where none are given; `transformers` reads it forwards, and leaves that token out",
 }
 
 

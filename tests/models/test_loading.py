@@ -88,7 +88,7 @@ def test_padded_rows_agree_with_transformers(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("model_type", "told"),
-    [("swin", r"'swin'.* other answers\."), ("sam3_video", r"'sam3_video'.* token for boxes")],
+    [("swin", r"'swin'.* other answers\."), ("sam3_video", r"'sam3_video'.* both directions")],
 )
 def test_a_backbone_that_was_never_checked_is_refused(model_type, told, tmp_path):
     tiny_transformers("bert", tmp_path)
