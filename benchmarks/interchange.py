@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS
+from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
 from benchmarks.tiny_transformers import (
     IDS,
     MODELS,
@@ -44,6 +44,7 @@ BIASES = {
     "dinov2": "all",
     "dinov3": "all",
     "swin": "all",
+    "metaclip_2": "all",
 }
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _SHARED = [f"shared_expert.{name}_proj" for name in ("gate", "up", "down")]
@@ -189,7 +190,8 @@ def gguf_difference(name: str, folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.interchange")
-    everything = [*MODELS, *ENCODERS, *IMAGE_ENCODERS, *SEQUENCE_TO_SEQUENCE]
+    encoders = [*ENCODERS, *IMAGE_ENCODERS, *IMAGE_TEXT_ENCODERS]
+    everything = [*MODELS, *encoders, *SEQUENCE_TO_SEQUENCE]
     parser.add_argument("families", nargs="*", default=everything, help=", ".join(everything))
     families = parser.parse_args().families
     print("| family | base | export | import | GGUF |\n|---|---|---|---|---|")

@@ -72,4 +72,28 @@ IMAGE_ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+# They compare images with texts, and either encoder has sizes of its own.
+IMAGE_TEXT_ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "metaclip_2": (
+        "MetaClip2Config",
+        {
+            "vision_config": {
+                **_IMAGE_ENCODER,
+                "hidden_size": 24,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 2,
+                "hidden_act": "gelu",
+                "projection_dim": 20,
+            },
+            # One of the tokens that are compared ends the text.
+            "text_config": {
+                **_ENCODER,
+                "layer_norm_eps": 1e-2,
+                "bos_token_id": 0,
+                "eos_token_id": 63,
+            },
+            "projection_dim": 20,
+        },
+    ),
+}
 IMAGES = np.random.default_rng(0).normal(size=(2, 28, 28, 3)).astype("float32")

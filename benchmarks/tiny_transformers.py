@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGES
+from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS, IMAGES
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": 64,
@@ -268,15 +268,15 @@ def tiny_transformers(name: str, folder: Path, **overrides: Any) -> Any:
     """A `transformers` model whose weights are all random, saved to `folder`.
 
     Args:
-        name: A key of `MODELS`, `ENCODERS`, `IMAGE_ENCODERS` or `SEQUENCE_TO_SEQUENCE`.
+        name: A key of `MODELS` or `SEQUENCE_TO_SEQUENCE`, or of a table of `tiny_encoders`.
         folder: Where to save it.
         **overrides: Fields of its configuration to change.
     """
     import torch
     import transformers
 
-    families = {**MODELS, **ENCODERS, **IMAGE_ENCODERS, **SEQUENCE_TO_SEQUENCE}
-    config_class, fields = families[name]
+    encoders = {**ENCODERS, **IMAGE_ENCODERS, **IMAGE_TEXT_ENCODERS}
+    config_class, fields = {**MODELS, **encoders, **SEQUENCE_TO_SEQUENCE}[name]
     config = getattr(transformers, config_class)(
         **{**fields, **overrides}, attn_implementation="eager"
     )
@@ -296,7 +296,7 @@ def tiny_transformers(name: str, folder: Path, **overrides: Any) -> Any:
 def _automatic_class(name: str) -> Any:
     import transformers
 
-    if name in ENCODERS or name in IMAGE_ENCODERS:
+    if name in {**ENCODERS, **IMAGE_ENCODERS, **IMAGE_TEXT_ENCODERS}:
         return transformers.AutoModel
     if name in SEQUENCE_TO_SEQUENCE:
         return transformers.AutoModelForSeq2SeqLM
@@ -328,7 +328,8 @@ def torch_logits(
 ) -> np.ndarray:
     """Logits of a `transformers` or PEFT model; hidden states where it has none, or a decoder.
 
-    An image encoder is shown `IMAGES`.
+    An image encoder is shown `IMAGES`. Of a model that compares them with texts it is all that the
+    comparison is made of, in one row.
     """
     import torch
 
@@ -336,9 +337,15 @@ def torch_logits(
     tokens = torch.tensor(ids)
     # Without a mask some families take tokens that are as 0 as padding for padding.
     mask = torch.tensor(np.ones_like(ids) if padding_mask is None else padding_mask)
+    images = torch.tensor(IMAGES.transpose(0, 3, 1, 2))
     with torch.no_grad():
         if base.main_input_name == "pixel_values":
-            result = base(torch.tensor(IMAGES.transpose(0, 3, 1, 2)))
+            result = base(images)
+        elif base.config.model_type in IMAGE_TEXT_ENCODERS:
+            result = base(input_ids=tokens, pixel_values=images, attention_mask=mask)
+            features = (result.vision_model_output, result.text_model_output)
+            parts = [result.logits_per_image, *(feature.pooler_output for feature in features)]
+            return torch.cat([part.flatten() for part in parts]).numpy()
         elif base.config.is_encoder_decoder:
             result = base.model(
                 input_ids=tokens,
@@ -357,7 +364,7 @@ def keras_logits(
 ) -> np.ndarray:
     """Logits of a KerasHub causal language model, or hidden states of a backbone.
 
-    An image encoder is shown `IMAGES`.
+    Of a model that sees, what `torch_logits` gives.
     """
     import keras
 
@@ -377,6 +384,13 @@ def keras_logits(
     }
     is_named = isinstance(model.input, dict)
     outputs = model({name: known[name] for name in model.input} if is_named else IMAGES)
-    if isinstance(outputs, dict):
+    if isinstance(outputs, dict) and "vision_logits" in outputs:
+        parts = [
+            outputs["vision_logits"],
+            model.get_vision_embeddings(IMAGES),
+            model.get_text_embeddings(ids),
+        ]
+        outputs = keras.ops.concatenate([keras.ops.ravel(part) for part in parts])
+    elif isinstance(outputs, dict):
         outputs = outputs.get("sequence_output", outputs.get("decoder_sequence_output"))
     return keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))

@@ -40,6 +40,8 @@ _NOT_PROJECTIONS = (
 _BYPASSED = {"Gemma4TextDecoderBlock": ("ffw_gating", "ffw_gating_2", "ffw_linear")}
 # Words in the names of layers that hold no text decoder ("blip2q_former" is BLIP-2's Q-Former).
 _TOWERS = ("vision", "image", "vit", "audio", "former")
+# What the classes of both encoders are called where texts are compared with images.
+_TWIN_TOWERS = ("TextEncoder", "VisionEncoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +112,7 @@ def select(
     """
     surplus = _surplus(model)
     everything = [c for c in candidates(model) if id(c.layer) not in surplus]
-    # Of a model that reads no text, the tower is what there is to adapt.
-    usual = [c for c in everything if _is_text(c)] if _takes_tokens(model) else everything
+    usual = [c for c in everything if _is_text(c)] if _is_language_model(model) else everything
     if targets is None:
         chosen = [c for c in usual if c.layer.name in QUERY_VALUE_NAMES]
         if not chosen:
@@ -202,9 +203,14 @@ def _is_linear(candidate: Candidate) -> bool:
     return not isinstance(layer, keras.layers.Embedding) and layer.name not in _NOT_PROJECTIONS
 
 
-def _takes_tokens(model: keras.layers.Layer) -> bool:
+def _is_language_model(model: keras.layers.Layer) -> bool:
+    # Of a model that reads no text, or compares texts with images, towers are what there is to
+    # adapt.
     inputs = getattr(model, "inputs", None)
-    return not inputs or any("int" in tensor.dtype for tensor in inputs)
+    takes_tokens = not inputs or any("int" in tensor.dtype for tensor in inputs)
+    classes = [type(layer).__name__ for layer, _ in sublayers(model)]
+    has_twins = all(any(name.endswith(tower) for name in classes) for tower in _TWIN_TOWERS)
+    return takes_tokens and not has_twins
 
 
 def _is_text(candidate: Candidate) -> bool:

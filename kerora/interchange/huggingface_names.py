@@ -134,7 +134,9 @@ class _StandIn:
 
     def __getattr__(self, name: str) -> Any:
         # An int4 kernel would be unpacked by reading the attribute, so it is not read.
-        # RoBERTa's backbone calls a layer by that name.
+        # RoBERTa's backbone calls a layer by that name. MetaCLIP 2's converter writes to the
+        # variable behind a table's attribute.
+        name = "embeddings" if name == "_embeddings" else name
         if name in ("kernel", "embeddings") and not isinstance(self._layer, keras.Model):
             return _Weight(self._layer, name)
         if "norm" in name and not hasattr(self._layer, name):

@@ -31,6 +31,8 @@ _OTHER_TABLES = (
     "token_type_embeddings",
     "embed_tokens_per_layer",
 )
+# Models that give no logits of tokens.
+_WITHOUT_HEAD = ("metaclip_2",)
 # Models whose matrices are `transformers.pytorch_utils.Conv1D`, stored as `(in, out)`.
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
 
@@ -205,7 +207,8 @@ class _Ties:
     ) -> None:
         self._heads = [name for name in places if _module(name) in _HEADS]
         declared = text_config(config).get("tie_word_embeddings", config.get("tie_word_embeddings"))
-        self._is_tied = not self._heads or declared is True
+        has_head = config.get("model_type") not in _WITHOUT_HEAD
+        self._is_tied = has_head and (not self._heads or declared is True)
         whole = {name.rpartition(".")[0] for name in contents.whole}
         changed = {*contents.factors, *whole}
         self._tables = [

@@ -74,6 +74,7 @@ _KINDS = {
     "DeiTBackbone": _image_encoder(_VIT_RENAMED, "deit"),
     "DINOV2Backbone": _image_encoder(_DINOV2_RENAMED, "dinov2", "dinov2_with_registers"),
     "SwinTransformerBackbone": _image_encoder(_SWIN_RENAMED, "swin"),
+    "MetaCLIP2Backbone": ModelKind(None, "", None),
     "DINOV3Backbone": _image_encoder(((r"^layer\.", "model.layer."),)),
 }
 

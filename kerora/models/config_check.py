@@ -28,7 +28,8 @@ _SIZES = (
     *("head_dim", "global_head_dim", "linear_key_head_dim", "linear_value_head_dim"),
     *("linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim"),
     *("num_experts", "num_local_experts", "num_experts_per_tok", "n_positions"),
-    *("laurel_rank", "num_register_tokens", "embed_dim", "num_heads", "window_size"),
+    *("laurel_rank", "num_register_tokens", "projection_dim"),
+    *("embed_dim", "num_heads", "window_size"),
 )
 # Lengths of text, and sides of images, need no tensor.
 _LENGTHS = (
@@ -65,6 +66,8 @@ _OBJECTS = (
     *("text_config", "encoder", "decoder", "rope_parameters", "rope_scaling"),
     *("full_attention", "sliding_attention"),
 )
+# Models whose tower is loaded; that of others is left out, whatever its fields say.
+_READ_TOWERS = ("metaclip_2",)
 _LISTS = ("layer_types", "architectures")
 
 
@@ -79,7 +82,12 @@ def check_config(config: dict[str, Any], source: str, places: dict[str, TensorPl
     Raises:
         ModelSourceError: If there is one; it names the field.
     """
-    _Check(source, len(places), most_values(places)).fields(config)
+    reads_tower = config.get("model_type") in _READ_TOWERS
+    objects = (*_OBJECTS, "vision_config") if reads_tower else _OBJECTS
+    check = _Check(source, len(places), most_values(places), objects)
+    check.fields(config)
+    if reads_tower:
+        check.patches(config.get("vision_config") or {})
 
 
 def most_values(places: dict[str, TensorPlace]) -> int:
@@ -91,8 +99,12 @@ def most_values(places: dict[str, TensorPlace]) -> int:
 
 
 class _Check:
-    def __init__(self, source: str, most_layers: int, most_values: int) -> None:
+    def __init__(
+        self, source: str, most_layers: int, most_values: int, objects: tuple[str, ...]
+    ) -> None:
         self._source = source
+        self._objects = objects
+        self._most_values = most_values
         self._most = {
             **dict.fromkeys(_LAYERS, most_layers),
             **dict.fromkeys(_SIZES, most_values),
@@ -104,7 +116,7 @@ class _Check:
             if value is None:
                 continue
             full = f"{above}{name}"
-            if name in _OBJECTS:
+            if name in self._objects:
                 self._expect(full, value, isinstance(value, dict), "an object")
                 self.fields(value, f"{full}.")
             elif name in _LISTS:
@@ -131,14 +143,22 @@ class _Check:
                 fine = _is_number(value) and 0 <= value < 1
                 self._expect(full, value, fine, "a number from 0 to 1")
 
+    def patches(self, tower: dict[str, Any]) -> None:
+        """Refuse an image with more patches than a table of their positions can have rows."""
+        image, patch = tower.get("image_size") or 0, tower.get("patch_size") or 1
+        self._at_most("vision_config.image_size", image, math.isqrt(self._most_values) * patch)
+
     def _size(self, name: str, full: str, value: Any) -> None:
         least = 0 if name in _MAY_BE_ZERO else 1
         whole = isinstance(value, int) and not isinstance(value, bool)
         self._expect(full, value, whole and value >= least, f"a whole number from {least}")
-        if value > self._most[name]:
+        self._at_most(full, value, self._most[name])
+
+    def _at_most(self, full: str, value: int, most: int) -> None:
+        if value > most:
             raise ModelSourceError(
                 f"The config.json of '{self._source}' asks for more than its weights hold: "
-                f"`{full}` can be {self._most[name]} at most. Received: {shown(value)}"
+                f"`{full}` can be {most} at most. Received: {shown(value)}"
             )
 
     def _expect(self, name: str, value: object, fine: bool, expected: str) -> None:

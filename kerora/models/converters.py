@@ -26,6 +26,9 @@ from kerora.models.huggingface_folder import (
     shards,
 )
 
+# Models whose converter makes the encoders inside without telling them the type of the weights.
+_UNTYPED_PARTS = ("metaclip_2",)
+
 
 class UnroundedArray(np.ndarray):
     """An array that stays exact where a converter would round it to float16.
@@ -88,8 +91,21 @@ def empty_backbone(source: str, config: dict[str, Any], **kwargs: Any) -> keras.
         **kwargs: Arguments for the backbone's constructor that replace the converter's.
     """
     loader = _preset_loader(source, config)
-    with told_of_source(f"KerasHub cannot build a model from the config.json of '{source}'"):
+    inner: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if config["model_type"] in _UNTYPED_PARTS and kwargs.get("dtype") is not None:
+        inner = _default_dtype(kwargs["dtype"])
+    with told_of_source(f"KerasHub cannot build a model from the config.json of '{source}'"), inner:
         return loader.load_backbone(loader.check_backbone_class(), load_weights=False, **kwargs)
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: Any) -> Iterator[None]:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def causal_lm(source: str, config: dict[str, Any], backbone: keras.Model, **kwargs: Any) -> Any:

@@ -32,6 +32,8 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | `attn_logit_softcapping`, rotary scaling other than linear | T5Gemma 2: refused |
 | `rope_parameters` (the base of local layers) | Gemma 3n |
 | `rope_parameters` (scaling), `attention_bias`, `tie_word_embeddings` false | Gemma 3n: refused |
+| `layer_norm_eps`, `eos_token_id` (where a text is read off) | MetaCLIP 2 |
+| `hidden_act` other than GELU and quick GELU | MetaCLIP 2: refused |
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from kerora.models.converters import text_config
 from kerora.models.errors import inexpressible
 from kerora.models.huggingface_esm import esm_arguments, mend_esm
 from kerora.models.huggingface_gemma3n import mend_gemma3n
+from kerora.models.huggingface_metaclip2 import check_metaclip2, mend_metaclip2
 from kerora.models.huggingface_swin import check_swin, configured_norms
 from kerora.models.huggingface_t5gemma import check_t5gemma, mend_t5gemma
 from kerora.models.huggingface_t5gemma2 import check_t5gemma2, mend_t5gemma2
@@ -88,6 +91,8 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
         check_t5gemma2(config)
     if family == "swin":
         check_swin(config)
+    if family == "metaclip_2":
+        check_metaclip2(config)
     if family == "gpt2":
         return _gpt2_arguments(text)
     if family in _LAYER_NORM_EPSILON or family == "distilbert":
@@ -153,6 +158,8 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
     if family == "swin":
         for norm in configured_norms(backbone):
             _set(backbone, norm, "epsilon", text.get("layer_norm_eps", 1e-5))
+    if family == "metaclip_2":
+        mend_metaclip2(backbone, config)
     if family in _LAYER_NORM_EPSILON:
         field, default = _LAYER_NORM_EPSILON[family]
         for layer, _ in sublayers(backbone):

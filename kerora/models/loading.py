@@ -31,16 +31,16 @@ from kerora.models.huggingface_configs import complete_config
 from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
 from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE, FolderTensors, all_places
 from kerora.models.huggingface_tokenizer import mend_tokenizer, mistral_preprocessor
-from kerora.models.inseparable import check_separable
 from kerora.models.named_templates import PLAIN, WITH_TOOLS, one_template
 from kerora.models.preset_folder import preset_checked
+from kerora.models.refused_families import check_backbone, check_language_model
 from kerora.models.weight_limit import weights_limited
 from kerora.models.weight_loading import load_weights as fill_with_weights
 
 CHECKED_BACKBONES = (
     *("bert", "roberta", "xlm-roberta", "albert", "distilbert", "esm"),
     *("bart", "t5gemma", "t5gemma2"),
-    *("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "swin"),
+    *("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "swin", "metaclip_2"),
 )
 # What KerasHub's `from_preset` makes something of; the rest it drops without a word.
 _OPTIONS = ("dtype", "preprocessor", "load_weights", "name", "trainable", "compile")
@@ -235,13 +235,7 @@ def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.mo
                 return keras_hub.models.Backbone.from_preset(name, **kwargs)
         tensors = FolderTensors(source_places(name))
         config = _checked_config(name, tensors)
-        check_separable(config, name)
-        if config["model_type"] not in CHECKED_BACKBONES:
-            raise ModelSourceError(
-                f"kerora has not been checked against `transformers` for models of type "
-                f"'{config['model_type']}', so '{name}' might give other answers. Checked are: "
-                f"{', '.join(CHECKED_BACKBONES)}, and the causal language models of `load_task`."
-            )
+        check_backbone(name, config["model_type"], CHECKED_BACKBONES)
         return _load_huggingface_backbone(name, config, tensors, **kwargs)
 
 
@@ -320,7 +314,7 @@ def _load_huggingface(
     if tensors is None:
         tensors = FolderTensors(source_places(name))
     config = _checked_config(name, tensors)
-    check_separable(config, name)
+    check_language_model(name, config["model_type"])
     backbone = _load_huggingface_backbone(name, config, tensors, dtype, load_weights)
     if "preprocessor" not in kwargs and not _has_tokenizer(name):
         raise ModelSourceError(

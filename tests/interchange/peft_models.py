@@ -20,7 +20,7 @@ def adapted(base, folder, spread=0.2, **fields):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # PEFT has no type of task for images.
-        task_type = None if base.main_input_name == "pixel_values" else "CAUSAL_LM"
+        task_type = "CAUSAL_LM" if hasattr(base, "prepare_inputs_for_generation") else None
         model = peft.get_peft_model(base, peft.LoraConfig(task_type=task_type, **fields)).eval()
         torch.manual_seed(1)
         with torch.no_grad():

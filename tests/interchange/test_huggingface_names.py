@@ -6,7 +6,7 @@ import pytest
 from backends import once
 from tiny_backbones import tiny_backbone
 
-from benchmarks.tiny_encoders import IMAGE_ENCODERS
+from benchmarks.tiny_encoders import IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
 from benchmarks.tiny_transformers import tiny_transformers
 from kerora.adapters import LoraConfig, add_adapter
 from kerora.adapters.targets import candidates
@@ -42,7 +42,7 @@ def test_every_layer_that_can_be_adapted_has_a_name(family):
 
 
 @once
-@pytest.mark.parametrize("family", IMAGE_ENCODERS)
+@pytest.mark.parametrize("family", [*IMAGE_ENCODERS, *IMAGE_TEXT_ENCODERS])
 def test_weights_of_an_image_encoder_are_named_as_in_the_model(family, tmp_path):
     pytest.importorskip("transformers")
     reference = tiny_transformers(family, tmp_path)

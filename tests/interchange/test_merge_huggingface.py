@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.interchange import PEFT_TARGETS
-from benchmarks.tiny_encoders import IMAGE_ENCODERS
+from benchmarks.tiny_encoders import IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
 from benchmarks.tiny_transformers import (
     MODELS,
     SEQUENCE_TO_SEQUENCE,
@@ -62,7 +62,9 @@ def same_as_peft(model, base, merged, tolerance=1e-5):
     return changed
 
 
-@pytest.mark.parametrize("family", [*sorted(MODELS), *IMAGE_ENCODERS, *SEQUENCE_TO_SEQUENCE])
+@pytest.mark.parametrize(
+    "family", [*sorted(MODELS), *IMAGE_ENCODERS, *IMAGE_TEXT_ENCODERS, *SEQUENCE_TO_SEQUENCE]
+)
 def test_every_family_equals_merge_and_unload(family, tmp_path):
     base = tiny_transformers(family, tmp_path / "base")
     bias = "all" if family.startswith("qwen2") else "none"

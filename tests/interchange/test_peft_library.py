@@ -18,7 +18,7 @@ from benchmarks.interchange import (
     randomize_keras,
     randomize_peft,
 )
-from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS
+from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
 from benchmarks.tiny_transformers import (
     MODELS,
     SEQUENCE_TO_SEQUENCE,
@@ -45,6 +45,7 @@ FAMILIES = families(
         *(name for name in MODELS if not name.endswith(("_tied", "_scaled"))),
         *ENCODERS,
         *IMAGE_ENCODERS,
+        *IMAGE_TEXT_ENCODERS,
         *SEQUENCE_TO_SEQUENCE,
     ]
 )

@@ -13,7 +13,7 @@ from backends import families
 from keras_hub.src.utils.preset_utils import list_subclasses
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS
+from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
 from benchmarks.tiny_gguf import tiny_gguf
 from benchmarks.tiny_transformers import (
     IDS,
@@ -63,7 +63,10 @@ def test_the_type_of_the_weights_is_what_was_asked_for(tmp_path):
     assert np.abs(keras_logits(model) - exact).max() < 0.05 * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("name", families([*ENCODERS, *IMAGE_ENCODERS, *SEQUENCE_TO_SEQUENCE]))
+@pytest.mark.parametrize(
+    "name",
+    families([*ENCODERS, *IMAGE_ENCODERS, *IMAGE_TEXT_ENCODERS, *SEQUENCE_TO_SEQUENCE]),
+)
 def test_a_backbone_agrees_with_transformers(name, tmp_path):
     reference = tiny_transformers(name, tmp_path)
     backbone = load_backbone(tmp_path)
@@ -83,11 +86,15 @@ def test_padded_rows_agree_with_transformers(name, tmp_path):
     np.testing.assert_allclose(found[:, :length], expected[:, :length], atol=1e-4)
 
 
-def test_a_backbone_that_was_never_checked_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("model_type", "told"),
+    [("clip", r"'clip'.* other answers\."), ("sam3_video", r"'sam3_video'.* both directions")],
+)
+def test_a_backbone_that_was_never_checked_is_refused(model_type, told, tmp_path):
     tiny_transformers("bert", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "clip"}))
-    with pytest.raises(ModelSourceError, match="'clip'"):
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
+    with pytest.raises(ModelSourceError, match=told):
         load_backbone(tmp_path)
 
 
