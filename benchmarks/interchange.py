@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS
+from benchmarks.tiny_seeing import SEEING
 from benchmarks.tiny_transformers import (
     IDS,
     MODELS,
@@ -51,6 +52,7 @@ _GEMMA4 = [*_ATTENTION, "per_layer_input_gate", "per_layer_projection"]
 _GEMMA3N = r".*(_proj|linear_left|linear_right|per_layer_input_gate|projection|projections\.\d)"
 _LAYERS = r"layers\..*(_proj|fc\d)"
 _NO_POOLER = r"encoder\..*(query|key|value|dense)"
+_PALIGEMMA = r"query|key|value|attention_output|ffw_.*|.*_proj|mlp_dense_\d|image_classifier"
 # Where PEFT's "all-linear" takes in what kerora has not: experts, and gates of one output, whose
 # rank is 1; the pooler, which KerasHub's RoBERTa, ESM, ViT and DeiT have not; and the vision tower
 # of a model that sees. Gemma 4's feed-forward layers are never called by KerasHub.
@@ -71,6 +73,11 @@ PEFT_TARGETS: dict[str, list[str] | str] = {
     "esm": _NO_POOLER,
     "vit": _LAYERS,
     "deit": _LAYERS,
+}
+# "all-linear" of a model that sees is its text model.
+KERORA_TARGETS = {
+    "paligemma": _PALIGEMMA,
+    "paligemma2": _PALIGEMMA,
 }
 # Families read from GGUF, and what a GGUF file cannot say of their tiny models.
 GGUF_FAMILIES: dict[str, dict[str, Any]] = {
@@ -147,7 +154,8 @@ def export_difference(name: str, folder: Path) -> tuple[float, float]:
     model = load(name, folder / "base")
     before = keras_logits(model)
     bias: Any = BIASES.get(name, "none")
-    add_adapter(model, LoraConfig(rank=3, alpha=5, targets="all-linear", bias=bias))
+    targets = KERORA_TARGETS.get(name, "all-linear")
+    add_adapter(model, LoraConfig(rank=3, alpha=5, targets=targets, bias=bias))
     randomize_keras(model)
     save_adapter(model, folder / "adapter")
     changed = float(np.abs(keras_logits(model) - before).max())
@@ -188,7 +196,7 @@ def gguf_difference(name: str, folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.interchange")
-    everything = [*MODELS, *ENCODERS, *IMAGE_ENCODERS, *SEQUENCE_TO_SEQUENCE]
+    everything = [*MODELS, *ENCODERS, *IMAGE_ENCODERS, *SEEING, *SEQUENCE_TO_SEQUENCE]
     parser.add_argument("families", nargs="*", default=everything, help=", ".join(everything))
     families = parser.parse_args().families
     print("| family | base | export | import | GGUF |\n|---|---|---|---|---|")

@@ -6,6 +6,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGES
+from benchmarks.tiny_seeing import (
+    SEEING,
+    keras_seeing_logits,
+    takes_images_and_text,
+    torch_seeing_logits,
+)
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": 64,
@@ -268,14 +274,14 @@ def tiny_transformers(name: str, folder: Path, **overrides: Any) -> Any:
     """A `transformers` model whose weights are all random, saved to `folder`.
 
     Args:
-        name: A key of `MODELS`, `ENCODERS`, `IMAGE_ENCODERS` or `SEQUENCE_TO_SEQUENCE`.
+        name: A key of `MODELS`, `ENCODERS`, `IMAGE_ENCODERS`, `SEEING` or `SEQUENCE_TO_SEQUENCE`.
         folder: Where to save it.
         **overrides: Fields of its configuration to change.
     """
     import torch
     import transformers
 
-    families = {**MODELS, **ENCODERS, **IMAGE_ENCODERS, **SEQUENCE_TO_SEQUENCE}
+    families = {**MODELS, **ENCODERS, **IMAGE_ENCODERS, **SEEING, **SEQUENCE_TO_SEQUENCE}
     config_class, fields = families[name]
     config = getattr(transformers, config_class)(
         **{**fields, **overrides}, attn_implementation="eager"
@@ -300,7 +306,7 @@ def _automatic_class(name: str) -> Any:
         return transformers.AutoModel
     if name in SEQUENCE_TO_SEQUENCE:
         return transformers.AutoModelForSeq2SeqLM
-    if name.endswith("_vision"):
+    if name.endswith("_vision") or name in SEEING:
         return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
 
@@ -328,11 +334,13 @@ def torch_logits(
 ) -> np.ndarray:
     """Logits of a `transformers` or PEFT model; hidden states where it has none, or a decoder.
 
-    An image encoder is shown `IMAGES`.
+    An image encoder is shown `IMAGES`, and a model of `SEEING` them and the text.
     """
     import torch
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if takes_images_and_text(base):
+        return torch_seeing_logits(base, ids, padding_mask)
     tokens = torch.tensor(ids)
     # Without a mask some families take tokens that are as 0 as padding for padding.
     mask = torch.tensor(np.ones_like(ids) if padding_mask is None else padding_mask)
@@ -357,10 +365,12 @@ def keras_logits(
 ) -> np.ndarray:
     """Logits of a KerasHub causal language model, or hidden states of a backbone.
 
-    An image encoder is shown `IMAGES`.
+    An image encoder is shown `IMAGES`, and a model of `SEEING` them and the text.
     """
     import keras
 
+    if takes_images_and_text(model):
+        return keras_seeing_logits(model, ids, padding_mask)
     ids = ids.astype("int32")
     mask = np.ones_like(ids) if padding_mask is None else padding_mask
     known = {

@@ -227,9 +227,9 @@ def _layouts(slots: list[_Slot], backbone: keras.Model) -> dict[WeightKey, Huggi
 def _full_name(name: str, backbone: keras.Model) -> str:
     # Some converters leave out the name of the model inside the one with a head, or add it.
     kind = model_kind(backbone)
-    name = name_in_model(name, kind.renamed)
     if getattr(backbone, "vision_encoder", None) is None:
         name = name.replace("model.language_model.", "model.", 1)
+    name = name_in_model(name, kind.renamed)
     if not kind.prefix:
         for prefix in kind.other_prefixes:
             name = name.removeprefix(prefix)

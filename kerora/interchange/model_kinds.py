@@ -40,6 +40,12 @@ _VIT_RENAMED = (
     (r"intermediate\.dense", "mlp.fc1"),
     (r"output\.dense", "mlp.fc2"),
 )
+_PALIGEMMA_RENAMED = (
+    (r"vision_tower\.vision_model\.", "vision_tower."),
+    (r"^language_model\.(model\.)?", "model.language_model."),
+    (r"^(?=vision_tower\.|multi_modal_projector\.)", "model."),
+)
+_ALL_RENAMED = (*_VIT_RENAMED, *_PALIGEMMA_RENAMED)
 _CAUSAL = ModelKind("CAUSAL_LM", "model.", "lm_head")
 # The language model of a model that sees.
 _INNER = ModelKind(
@@ -72,6 +78,7 @@ _KINDS = {
     "ViTBackbone": _image_encoder(_VIT_RENAMED, "vit"),
     "DeiTBackbone": _image_encoder(_VIT_RENAMED, "deit"),
     "DINOV2Backbone": _image_encoder(_DINOV2_RENAMED, "dinov2", "dinov2_with_registers"),
+    "PaliGemmaBackbone": ModelKind("CAUSAL_LM", "", "lm_head", renamed=_PALIGEMMA_RENAMED),
     "DINOV3Backbone": _image_encoder(((r"^layer\.", "model.layer."),)),
 }
 
@@ -87,13 +94,13 @@ def model_kind(backbone: keras.Model) -> ModelKind:
     return _KINDS.get(own_class(backbone).__name__, _INNER if is_inner else _CAUSAL)
 
 
-def name_in_model(name: str, renamed: tuple[tuple[str, str], ...] = _VIT_RENAMED) -> str:
+def name_in_model(name: str, renamed: tuple[tuple[str, str], ...] = _ALL_RENAMED) -> str:
     """What a model of `transformers` calls a file's tensor, or one of an older version's modules.
 
     Args:
         name: The name in the file.
-        renamed: As in `ModelKind`. By default that of all image encoders, to compare names of which
-            both are turned.
+        renamed: As in `ModelKind`. By default that of all models that take images, to compare names
+            of which both are turned.
     """
     for pattern, replacement in renamed:
         name = re.sub(pattern, replacement, name)

@@ -60,7 +60,7 @@ _SWITCHES = (
     *("query_bias", "key_bias", "value_bias", "proj_bias", "mlp_bias", "use_gated_mlp"),
 )
 _OBJECTS = (
-    *("text_config", "encoder", "decoder", "rope_parameters", "rope_scaling"),
+    *("text_config", "vision_config", "encoder", "decoder", "rope_parameters", "rope_scaling"),
     *("full_attention", "sliding_attention"),
 )
 _LISTS = ("layer_types", "architectures")

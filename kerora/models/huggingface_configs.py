@@ -23,6 +23,7 @@ from typing import Any
 from kerora.json_file import shown
 from kerora.models.errors import ModelSourceError
 from kerora.models.huggingface_gemma3n import with_gemma3n_defaults
+from kerora.models.huggingface_paligemma import complete_paligemma
 from kerora.models.huggingface_t5gemma2 import complete_t5gemma2
 
 _GLOBAL_FIELDS = {
@@ -68,6 +69,8 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
     family = config.get("model_type", "")
     if family == "t5gemma2":
         return complete_t5gemma2(config)
+    if family == "paligemma":
+        return complete_paligemma(config)
     if "vision_config" in config and family in _LANGUAGE_MODELS:
         return _language_model(config)
     if family == "gemma3n_text":

@@ -29,6 +29,7 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | fields in which encoder and decoder differ | T5Gemma, T5Gemma 2: refused |
 | `rope_theta` of full attention, the encoder's `sliding_window`, `eoi_embedding` | T5Gemma 2 |
 | `attn_logit_softcapping`, rotary scaling other than linear | T5Gemma 2: refused |
+| `head_dim`, `vocab_size`, epsilons; all that PaliGemma 2 has of Gemma 2 | PaliGemma |
 | `rope_parameters` (the base of local layers) | Gemma 3n |
 | `rope_parameters` (scaling), `attention_bias`, `tie_word_embeddings` false | Gemma 3n: refused |
 """
@@ -44,6 +45,7 @@ from kerora.models.converters import text_config
 from kerora.models.errors import inexpressible
 from kerora.models.huggingface_esm import esm_arguments, mend_esm
 from kerora.models.huggingface_gemma3n import mend_gemma3n
+from kerora.models.huggingface_paligemma import mend_paligemma, paligemma_arguments
 from kerora.models.huggingface_t5gemma import check_t5gemma, mend_t5gemma
 from kerora.models.huggingface_t5gemma2 import check_t5gemma2, mend_t5gemma2
 
@@ -78,6 +80,9 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
         ModelSourceError: For a value that KerasHub's backbone cannot express.
     """
     family, text = config["model_type"], text_config(config)
+    if family == "paligemma":
+        own = paligemma_arguments(config)
+        return {**constructor_arguments(text), **own}
     if family == "esm":
         return esm_arguments(config)
     if family == "t5gemma":
@@ -138,6 +143,11 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
         ModelSourceError: For a value that KerasHub's backbone cannot express.
     """
     family, text = config["model_type"], text_config(config)
+    if family == "paligemma":
+        _mend_vision_norms(backbone, config["vision_config"])
+        mend_paligemma(backbone)
+        mend_layers(backbone, text)
+        return
     if family == "esm":
         mend_esm(backbone, config)
     if family == "t5gemma":
@@ -178,6 +188,12 @@ def _set(backbone: keras.Model, layer: keras.layers.Layer, name: str, value: Any
         setattr(layer, name, value)
         known = getattr(backbone, "set_on_its_layers", ())
         backbone.set_on_its_layers = tuple(sorted({*known, name}))
+
+
+def _mend_vision_norms(backbone: Any, vision: dict[str, Any]) -> None:
+    for layer, _ in sublayers(backbone.vit_encoder):
+        if isinstance(layer, keras.layers.LayerNormalization):
+            _set(backbone, layer, "epsilon", vision.get("layer_norm_eps", 1e-6))
 
 
 def _rope(text: dict[str, Any]) -> dict[str, Any]:

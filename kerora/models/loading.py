@@ -39,6 +39,7 @@ CHECKED_BACKBONES = (
     *("bert", "roberta", "xlm-roberta", "albert", "distilbert", "esm"),
     *("bart", "t5gemma", "t5gemma2"),
     *("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"),
+    "paligemma",
 )
 # Models that see whose language models alone would not be themselves, and why.
 _INSEPARABLE = {
@@ -328,8 +329,9 @@ def _load_huggingface(
         raise ModelSourceError(
             f"'{name}' is of type '{config['model_type']}', {_INSEPARABLE[config['model_type']]}. "
             "So kerora loads no language model of it for text alone. Load all of it with "
-            "`keras_hub.models.CausalLM.from_preset`, and give what you get to `kerora.adapt`; "
-            "it has not been checked against `transformers`."
+            "`kerora.models.loading.load_backbone`, put KerasHub's task around it "
+            "(`keras_hub.models.PaliGemmaCausalLM(backbone=…, preprocessor=…)`), and give that to "
+            "`kerora.adapt`."
         )
     backbone = _load_huggingface_backbone(name, config, tensors, dtype, load_weights)
     if "preprocessor" not in kwargs and not _has_tokenizer(name):

@@ -19,6 +19,7 @@ from benchmarks.interchange import (
     randomize_peft,
 )
 from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS
+from benchmarks.tiny_seeing import SEEING
 from benchmarks.tiny_transformers import (
     MODELS,
     SEQUENCE_TO_SEQUENCE,
@@ -45,6 +46,7 @@ FAMILIES = families(
         *(name for name in MODELS if not name.endswith(("_tied", "_scaled"))),
         *ENCODERS,
         *IMAGE_ENCODERS,
+        *SEEING,
         *SEQUENCE_TO_SEQUENCE,
     ]
 )
