@@ -44,6 +44,8 @@ BIASES = {
     "vit": "lora_only",
     "dinov2": "all",
     "dinov3": "all",
+    "paligemma": "all",
+    "blip2_opt": "all",
 }
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _SHARED = [f"shared_expert.{name}_proj" for name in ("gate", "up", "down")]
@@ -53,6 +55,7 @@ _GEMMA3N = r".*(_proj|linear_left|linear_right|per_layer_input_gate|projection|p
 _LAYERS = r"layers\..*(_proj|fc\d)"
 _NO_POOLER = r"encoder\..*(query|key|value|dense)"
 _PALIGEMMA = r"query|key|value|attention_output|ffw_.*|.*_proj|mlp_dense_\d|image_classifier"
+_BLIP2 = r"query|key|value|attention_output|.*_(dense|projection|projector)|dense_\d"
 # Where PEFT's "all-linear" takes in what kerora has not: experts, and gates of one output, whose
 # rank is 1; the pooler, which KerasHub's RoBERTa, ESM, ViT and DeiT have not; and the vision tower
 # of a model that sees. Gemma 4's feed-forward layers are never called by KerasHub.
@@ -78,6 +81,8 @@ PEFT_TARGETS: dict[str, list[str] | str] = {
 KERORA_TARGETS = {
     "paligemma": _PALIGEMMA,
     "paligemma2": _PALIGEMMA,
+    "blip2_opt": _BLIP2,
+    "blip2_t5": _BLIP2,
 }
 # Families read from GGUF, and what a GGUF file cannot say of their tiny models.
 GGUF_FAMILIES: dict[str, dict[str, Any]] = {

@@ -87,6 +87,9 @@ def huggingface_weights(backbone: keras.Model) -> dict[WeightKey, HuggingFaceWei
 
 def _config(backbone: keras.Model) -> dict[str, Any]:
     # The fields that converters read while they name weights.
+    if own_class(backbone).__name__ == "BLIP2Backbone":
+        is_t5 = hasattr(backbone.language_model, "t5")
+        return {"text_config": {"model_type": "t5" if is_t5 else "opt"}}
     return {
         "model_type": _model_type(backbone),
         "n_embd": getattr(backbone, "hidden_dim", None),
@@ -133,6 +136,13 @@ class _StandIn:
         # RoBERTa's backbone calls a layer by that name.
         if name in ("kernel", "embeddings") and not isinstance(self._layer, keras.Model):
             return _Weight(self._layer, name)
+        if name == "weights":
+            # BLIP-2's converter counts those of a layer.
+            is_table = isinstance(self._layer, keras.layers.Embedding)
+            return [
+                _Weight(self._layer, "embeddings" if is_table else "kernel"),
+                _Weight(self._layer, "bias"),
+            ]
         if "norm" in name and not hasattr(self._layer, name):
             # Converters name norms that some configurations leave out.
             return _Unread()

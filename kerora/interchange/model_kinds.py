@@ -21,6 +21,8 @@ class ModelKind:
         other_prefixes: What stands there instead below other heads, or in older adapters.
         renamed: Regular expressions, and what the model of `transformers` has in place of what
             matches them in the name of a file's tensor; older versions of it do not rename.
+        adapts_tables: Whether PEFT adapts a table as kerora does; it does not where encoder and
+            decoder share one, or where what it looks up is not what its module is asked for.
     """
 
     task_type: str | None
@@ -28,6 +30,7 @@ class ModelKind:
     head: str | None
     other_prefixes: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
+    adapts_tables: bool = True
 
 
 _DINOV2_RENAMED = (
@@ -51,7 +54,7 @@ _CAUSAL = ModelKind("CAUSAL_LM", "model.", "lm_head")
 _INNER = ModelKind(
     "CAUSAL_LM", "model.language_model.", "lm_head", ("model.", "language_model.model.")
 )
-_SEQ2SEQ = ModelKind("SEQ_2_SEQ_LM", "model.", None)
+_SEQ2SEQ = ModelKind("SEQ_2_SEQ_LM", "model.", None, adapts_tables=False)
 
 
 def _encoder(name: str) -> ModelKind:
@@ -79,6 +82,8 @@ _KINDS = {
     "DeiTBackbone": _image_encoder(_VIT_RENAMED, "deit"),
     "DINOV2Backbone": _image_encoder(_DINOV2_RENAMED, "dinov2", "dinov2_with_registers"),
     "PaliGemmaBackbone": ModelKind("CAUSAL_LM", "", "lm_head", renamed=_PALIGEMMA_RENAMED),
+    # PEFT's types of tasks hand on no images to BLIP-2.
+    "BLIP2Backbone": ModelKind(None, "", "language_model.lm_head", adapts_tables=False),
     "DINOV3Backbone": _image_encoder(((r"^layer\.", "model.layer."),)),
 }
 

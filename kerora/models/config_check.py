@@ -17,6 +17,7 @@ from kerora.models.huggingface_folder import TensorPlace
 _LAYERS = (
     *("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"),
     *("num_kv_shared_layers", "altup_num_inputs", "altup_active_idx"),
+    *("num_layers", "num_decoder_layers"),
 )
 _SIZES = (
     *("vocab_size", "vocab_size_per_layer_input", "type_vocab_size"),
@@ -28,13 +29,15 @@ _SIZES = (
     *("head_dim", "global_head_dim", "linear_key_head_dim", "linear_value_head_dim"),
     *("linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim"),
     *("num_experts", "num_local_experts", "num_experts_per_tok", "n_positions"),
-    *("laurel_rank", "num_register_tokens"),
+    *("laurel_rank", "num_register_tokens", "num_query_tokens", "cross_attention_frequency"),
+    *("ffn_dim", "d_ff", "d_kv", "num_heads"),
 )
 # Lengths of text, and sides of images, need no tensor.
 _LENGTHS = (
     *("max_position_embeddings", "sliding_window", "original_max_position_embeddings"),
     *("image_size", "patch_size"),
 )
+_PATCHES = "(image_size / patch_size)²"
 _LONGEST = 2**40
 _LONGEST_NAME = 100
 _MAY_BE_ZERO = (
@@ -60,7 +63,8 @@ _SWITCHES = (
     *("query_bias", "key_bias", "value_bias", "proj_bias", "mlp_bias", "use_gated_mlp"),
 )
 _OBJECTS = (
-    *("text_config", "vision_config", "encoder", "decoder", "rope_parameters", "rope_scaling"),
+    *("text_config", "vision_config", "qformer_config", "encoder", "decoder"),
+    *("rope_parameters", "rope_scaling"),
     *("full_attention", "sliding_attention"),
 )
 _LISTS = ("layer_types", "architectures")
@@ -95,6 +99,7 @@ class _Check:
             **dict.fromkeys(_LAYERS, most_layers),
             **dict.fromkeys(_SIZES, most_values),
             **dict.fromkeys(_LENGTHS, _LONGEST),
+            _PATCHES: most_values,
         }
 
     def fields(self, config: dict[str, Any], above: str = "") -> None:
@@ -128,6 +133,10 @@ class _Check:
             elif name in _RATES:
                 fine = _is_number(value) and 0 <= value < 1
                 self._expect(full, value, fine, "a number from 0 to 1")
+        side, patch = config.get("image_size"), config.get("patch_size")
+        if isinstance(side, int) and isinstance(patch, int):
+            # PaliGemma numbers them before it makes a table of them.
+            self._size(_PATCHES, f"{above}{_PATCHES}", (side // patch) ** 2)
 
     def _size(self, name: str, full: str, value: Any) -> None:
         least = 0 if name in _MAY_BE_ZERO else 1

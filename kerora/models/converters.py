@@ -18,6 +18,7 @@ import numpy as np
 from kerora.adapters.saved_model import own_class
 from kerora.json_file import read_json_object
 from kerora.models.errors import ModelSourceError, told_of_source
+from kerora.models.huggingface_blip2 import default_dtype
 from kerora.models.huggingface_folder import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -88,7 +89,12 @@ def empty_backbone(source: str, config: dict[str, Any], **kwargs: Any) -> keras.
         **kwargs: Arguments for the backbone's constructor that replace the converter's.
     """
     loader = _preset_loader(source, config)
-    with told_of_source(f"KerasHub cannot build a model from the config.json of '{source}'"):
+    # BLIP-2's converter makes the parts of the model without being told of a type.
+    of_parts = kwargs.get("dtype") if config["model_type"] == "blip-2" else None
+    with (
+        told_of_source(f"KerasHub cannot build a model from the config.json of '{source}'"),
+        default_dtype(of_parts),
+    ):
         return loader.load_backbone(loader.check_backbone_class(), load_weights=False, **kwargs)
 
 

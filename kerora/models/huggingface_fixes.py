@@ -30,6 +30,7 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | `rope_theta` of full attention, the encoder's `sliding_window`, `eoi_embedding` | T5Gemma 2 |
 | `attn_logit_softcapping`, rotary scaling other than linear | T5Gemma 2: refused |
 | `head_dim`, `vocab_size`, epsilons; all that PaliGemma 2 has of Gemma 2 | PaliGemma |
+| `feed_forward_proj` (the approximate GELU of Flan-T5) | BLIP-2 |
 | `rope_parameters` (the base of local layers) | Gemma 3n |
 | `rope_parameters` (scaling), `attention_bias`, `tie_word_embeddings` false | Gemma 3n: refused |
 """
@@ -43,6 +44,7 @@ import keras
 from kerora.adapters.targets import sublayers
 from kerora.models.converters import text_config
 from kerora.models.errors import inexpressible
+from kerora.models.huggingface_blip2 import check_blip2, mend_blip2
 from kerora.models.huggingface_esm import esm_arguments, mend_esm
 from kerora.models.huggingface_gemma3n import mend_gemma3n
 from kerora.models.huggingface_paligemma import mend_paligemma, paligemma_arguments
@@ -68,6 +70,7 @@ _LAYER_NORM_EPSILON = {
 }
 _IMAGE_FIELDS = {"hidden_act": "gelu", "qkv_bias": True, "use_swiglu_ffn": False}
 _DEFAULT_THETA = 10_000.0
+_CHECKS = {"blip-2": check_blip2, "t5gemma": check_t5gemma, "t5gemma2": check_t5gemma2}
 
 
 def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
@@ -85,10 +88,8 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
         return {**constructor_arguments(text), **own}
     if family == "esm":
         return esm_arguments(config)
-    if family == "t5gemma":
-        check_t5gemma(config)
-    if family == "t5gemma2":
-        check_t5gemma2(config)
+    if family in _CHECKS:
+        _CHECKS[family](config)
     if family == "gpt2":
         return _gpt2_arguments(text)
     if family in _LAYER_NORM_EPSILON or family == "distilbert":
@@ -148,6 +149,8 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
         mend_paligemma(backbone)
         mend_layers(backbone, text)
         return
+    if family == "blip-2":
+        mend_blip2(backbone)
     if family == "esm":
         mend_esm(backbone, config)
     if family == "t5gemma":

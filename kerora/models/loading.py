@@ -39,7 +39,7 @@ CHECKED_BACKBONES = (
     *("bert", "roberta", "xlm-roberta", "albert", "distilbert", "esm"),
     *("bart", "t5gemma", "t5gemma2"),
     *("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"),
-    "paligemma",
+    *("paligemma", "blip-2"),
 )
 # Models that see whose language models alone would not be themselves, and why.
 _INSEPARABLE = {
@@ -218,7 +218,7 @@ def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.mo
     """Load the backbone of a Hugging Face folder, whether or not it is a causal language model.
 
     Of a T5Gemma 2 encoder and decoder are loaded for text, without the vision tower. Of an image
-    classifier (ViT, DeiT, DINOv2) the encoder is loaded.
+    classifier (ViT, DeiT, DINOv2) the encoder is loaded. A PaliGemma or BLIP-2 is loaded whole.
 
     Args:
         source: A local folder or a `hf://` handle.
@@ -329,9 +329,9 @@ def _load_huggingface(
         raise ModelSourceError(
             f"'{name}' is of type '{config['model_type']}', {_INSEPARABLE[config['model_type']]}. "
             "So kerora loads no language model of it for text alone. Load all of it with "
-            "`kerora.models.loading.load_backbone`, put KerasHub's task around it "
-            "(`keras_hub.models.PaliGemmaCausalLM(backbone=…, preprocessor=…)`), and give that to "
-            "`kerora.adapt`."
+            "`kerora.models.loading.load_backbone`, put KerasHub's task around it (a "
+            "`PaliGemmaCausalLM`, `BLIP2CausalLM` or `BLIP2Seq2SeqLM` of `keras_hub.models`), and "
+            "give that to `kerora.adapt`."
         )
     backbone = _load_huggingface_backbone(name, config, tensors, dtype, load_weights)
     if "preprocessor" not in kwargs and not _has_tokenizer(name):

@@ -165,6 +165,8 @@ class TensorLoader(SafetensorLoader):
             if key.startswith(beginning):
                 with contextlib.suppress(KeyError):
                     return self._stored(new + key.removeprefix(beginning))
+        if key == f"language_model.{_TIED_HEAD}":
+            return self._stored("language_model.shared.weight")  # BLIP-2's, if its T5 is tied
         # In the model, and in some files, T5Gemma 2's encoder has a part for text.
         with contextlib.suppress(KeyError):
             return self._stored(key.replace("encoder.", "encoder.text_model.", 1))

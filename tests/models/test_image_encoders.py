@@ -41,7 +41,7 @@ def test_a_classifier_is_read_as_its_encoder(family, tmp_path):
         ("dinov2", "image_size", [28, 28], "image_size"),
         ("dinov3", "image_size", -28, "image_size"),
         ("dinov3", "hidden_act", "quick_gelu", "quick_gelu"),
-        ("vit", "image_size", 7 * 2**30, "position_embedding"),
+        ("vit", "image_size", 7 * 2**30, "image_size"),
     ],
 )
 def test_a_field_that_cannot_be_computed_is_refused(family, field, value, told, tmp_path):
