@@ -131,7 +131,7 @@ class TensorLoader(SafetensorLoader):
         return tensor.view(UnroundedArray)
 
     def port_weight(self, keras_variable, hf_weight_key, hook_fn=None):
-        # All that a converter does to a table is to cut off rows, and PaliGemma's keeps its own.
+        # What converters do to a table is to round it (Mistral's) or to cut rows off (PaliGemma's).
         is_as_stored = hook_fn is None or hf_weight_key.endswith(_TABLE)
         if is_as_stored and isinstance(self.tensors, FolderTensors):
             place = self.tensors.places.get(self.get_prefixed_key(hf_weight_key, self.names))
