@@ -81,10 +81,10 @@ _KINDS = {
     "ViTBackbone": _image_encoder(_VIT_RENAMED, "vit"),
     "DeiTBackbone": _image_encoder(_VIT_RENAMED, "deit"),
     "DINOV2Backbone": _image_encoder(_DINOV2_RENAMED, "dinov2", "dinov2_with_registers"),
+    "DINOV3Backbone": _image_encoder(((r"^layer\.", "model.layer."),)),
     "PaliGemmaBackbone": ModelKind("CAUSAL_LM", "", "lm_head", renamed=_PALIGEMMA_RENAMED),
     # PEFT's types of tasks hand on no images to BLIP-2.
     "BLIP2Backbone": ModelKind(None, "", "language_model.lm_head", adapts_tables=False),
-    "DINOV3Backbone": _image_encoder(((r"^layer\.", "model.layer."),)),
 }
 
 

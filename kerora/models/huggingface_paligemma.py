@@ -76,22 +76,23 @@ def paligemma_arguments(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(config: dict[str, Any]) -> None:
-    text, vision = config["text_config"], config["vision_config"]
+    text = config["text_config"]
+    if not text["tie_word_embeddings"]:
+        raise inexpressible("paligemma", "tie_word_embeddings", False, True)
     # Gemma's files say "gelu", and `transformers` takes its approximation for them all the same.
     activation = "hidden_act" if text["model_type"] == "gemma" else "hidden_activation"
     old = ("gelu",) if text["model_type"] == "gemma" else ()
     expected = (
-        (text, "model_type", ("gemma", "gemma2")),
-        (text, "tie_word_embeddings", (True,)),
-        (text, activation, (_APPROXIMATE_GELU, *old)),
-        (vision, "model_type", ("siglip_vision_model",)),
-        (vision, "hidden_act", (_APPROXIMATE_GELU,)),
+        ("text_config", "model_type", ("gemma", "gemma2")),
+        ("text_config", activation, (_APPROXIMATE_GELU, *old)),
+        ("vision_config", "model_type", ("siglip_vision_model",)),
+        ("vision_config", "hidden_act", (_APPROXIMATE_GELU,)),
     )
     for part, field, values in expected:
-        if part.get(field, values[0]) not in values:
-            raise inexpressible(
-                "paligemma", field, part[field], " or ".join(repr(value) for value in values)
-            )
+        value = config[part].get(field, values[0])
+        if value not in values:
+            allowed = " or ".join(map(repr, values))
+            raise inexpressible("paligemma", f"{part}.{field}", value, allowed)
 
 
 def mend_paligemma(backbone: keras.Model) -> None:

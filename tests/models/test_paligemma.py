@@ -80,10 +80,10 @@ def test_fields_that_published_folders_leave_out(family, tmp_path):
 @pytest.mark.parametrize(
     ("part", "fields", "told"),
     [
-        ("text_config", {"hidden_act": "silu"}, "hidden_act.*silu"),
+        ("text_config", {"hidden_act": "silu"}, r"text_config\.hidden_act.*silu"),
         ("text_config", {"model_type": "llama"}, "model_type.*llama"),
         ("text_config", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type.*yarn"),
-        ("vision_config", {"hidden_act": "gelu"}, "hidden_act.*'gelu'"),
+        ("vision_config", {"hidden_act": "gelu"}, r"vision_config\.hidden_act.*'gelu'"),
         ("vision_config", {"model_type": "clip_vision_model"}, "model_type.*clip_vision"),
         ("vision_config", {"num_hidden_layers": 10**6}, "vision_config.num_hidden_layers"),
         ("vision_config", {"num_hidden_layers": 1}, "no place for 16"),
