@@ -116,6 +116,14 @@ def test_adapted_tables_go_both_ways_and_are_merged(family, tmp_path):
     assert difference(other, tuned) < BOUND
 
 
+def test_a_table_of_positions_is_merged_alone(tmp_path):
+    # No head is tied to it, as one is to the table of tokens.
+    base = tiny_transformers("paligemma", tmp_path / "base")
+    tuned = tuned_by_peft(base, tmp_path / "adapter", target_modules=["position_embedding"])
+    merge_folder(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    assert difference(load_backbone(tmp_path / "merged"), tuned) < BOUND
+
+
 @pytest.mark.parametrize(
     ("family", "targets"),
     [
