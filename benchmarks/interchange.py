@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
+from benchmarks.tiny_seeing import SEEING
 from benchmarks.tiny_transformers import (
     IDS,
     MODELS,
@@ -45,6 +46,8 @@ BIASES = {
     "dinov3": "all",
     "swin": "all",
     "metaclip_2": "all",
+    "paligemma": "all",
+    "blip2_opt": "all",
 }
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _SHARED = [f"shared_expert.{name}_proj" for name in ("gate", "up", "down")]
@@ -53,6 +56,8 @@ _GEMMA4 = [*_ATTENTION, "per_layer_input_gate", "per_layer_projection"]
 _GEMMA3N = r".*(_proj|linear_left|linear_right|per_layer_input_gate|projection|projections\.\d)"
 _LAYERS = r"layers\..*(_proj|fc\d)"
 _NO_POOLER = r"encoder\..*(query|key|value|dense)"
+_PALIGEMMA = r"query|key|value|attention_output|ffw_.*|.*_proj|mlp_dense_\d|image_classifier"
+_BLIP2 = r"query|key|value|attention_output|.*_(dense|projection|projector)|dense_\d"
 # Where PEFT's "all-linear" takes in what kerora has not: experts, and gates of one output, whose
 # rank is 1; the pooler, which KerasHub's RoBERTa, ESM, ViT and DeiT have not; and the vision tower
 # of a model that sees. Gemma 4's feed-forward layers are never called by KerasHub.
@@ -73,6 +78,13 @@ PEFT_TARGETS: dict[str, list[str] | str] = {
     "esm": _NO_POOLER,
     "vit": _LAYERS,
     "deit": _LAYERS,
+}
+# "all-linear" of a model that sees is its text model.
+KERORA_TARGETS = {
+    "paligemma": _PALIGEMMA,
+    "paligemma2": _PALIGEMMA,
+    "blip2_opt": _BLIP2,
+    "blip2_t5": _BLIP2,
 }
 # Families read from GGUF, and what a GGUF file cannot say of their tiny models.
 GGUF_FAMILIES: dict[str, dict[str, Any]] = {
@@ -149,7 +161,8 @@ def export_difference(name: str, folder: Path) -> tuple[float, float]:
     model = load(name, folder / "base")
     before = keras_logits(model)
     bias: Any = BIASES.get(name, "none")
-    add_adapter(model, LoraConfig(rank=3, alpha=5, targets="all-linear", bias=bias))
+    targets = KERORA_TARGETS.get(name, "all-linear")
+    add_adapter(model, LoraConfig(rank=3, alpha=5, targets=targets, bias=bias))
     randomize_keras(model)
     save_adapter(model, folder / "adapter")
     changed = float(np.abs(keras_logits(model) - before).max())
@@ -191,7 +204,7 @@ def gguf_difference(name: str, folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.interchange")
     encoders = [*ENCODERS, *IMAGE_ENCODERS, *IMAGE_TEXT_ENCODERS]
-    everything = [*MODELS, *encoders, *SEQUENCE_TO_SEQUENCE]
+    everything = [*MODELS, *encoders, *SEEING, *SEQUENCE_TO_SEQUENCE]
     parser.add_argument("families", nargs="*", default=everything, help=", ".join(everything))
     families = parser.parse_args().families
     print("| family | base | export | import | GGUF |\n|---|---|---|---|---|")

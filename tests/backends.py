@@ -13,10 +13,10 @@ once = pytest.mark.skipif(not ON_JAX, reason="is the same on every backend: test
 
 
 # Plain, windowed and linear attention, experts, learned positions, encoders of text and of images,
-# and both in one.
+# an encoder with a decoder, images with text.
 DIVERSE = (
     *("llama", "gemma3", "gemma4", "qwen3_5", "mixtral", "gpt_oss", "gpt2"),
-    *("bert", "dinov2", "swin", "t5gemma"),
+    *("bert", "dinov2", "swin", "t5gemma", "paligemma2"),
 )
 
 

@@ -18,6 +18,8 @@ QUERY_VALUE_NAMES = (
     "value",
     "query_dense",
     "value_dense",
+    "query_projector",
+    "value_projector",
     "q_proj",
     "v_proj",
     "query_key_value",
@@ -25,7 +27,8 @@ QUERY_VALUE_NAMES = (
     "in_proj_qkv",
     "receptance",
 )
-# Small heads that steer rather than project: routers, gates of one expert, mixing coefficients.
+# Small heads that steer rather than project: routers, gates of one expert, mixing coefficients; and
+# the one that makes logits (a Flan-T5's), which PEFT leaves out too.
 _NOT_PROJECTIONS = (
     "router_dense",
     "router_gate",
@@ -35,6 +38,7 @@ _NOT_PROJECTIONS = (
     "shared_expert_gate_dense",
     "correction_coefs",
     "prediction_coefs",
+    "lm_head",
 )
 # Layers that are never called: their owner multiplies by their kernels itself, past any adapter.
 _BYPASSED = {"Gemma4TextDecoderBlock": ("ffw_gating", "ffw_gating_2", "ffw_linear")}

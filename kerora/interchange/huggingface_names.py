@@ -90,6 +90,9 @@ def huggingface_weights(backbone: keras.Model) -> dict[WeightKey, list[HuggingFa
 
 def _config(backbone: keras.Model) -> dict[str, Any]:
     # The fields that converters read while they name weights.
+    if own_class(backbone).__name__ == "BLIP2Backbone":
+        is_t5 = hasattr(backbone.language_model, "t5")
+        return {"text_config": {"model_type": "t5" if is_t5 else "opt"}}
     return {
         "model_type": _model_type(backbone),
         "n_embd": getattr(backbone, "hidden_dim", None),
@@ -139,6 +142,13 @@ class _StandIn:
         name = "embeddings" if name == "_embeddings" else name
         if name in ("kernel", "embeddings") and not isinstance(self._layer, keras.Model):
             return _Weight(self._layer, name)
+        if name == "weights":
+            # BLIP-2's converter counts those of a layer.
+            is_table = isinstance(self._layer, keras.layers.Embedding)
+            return [
+                _Weight(self._layer, "embeddings" if is_table else "kernel"),
+                _Weight(self._layer, "bias"),
+            ]
         if "norm" in name and not hasattr(self._layer, name):
             # Converters name norms that some configurations leave out.
             return _Unread()
@@ -257,9 +267,9 @@ def _fused_layouts(
 def _full_name(name: str, backbone: keras.Model) -> str:
     # Some converters leave out the name of the model inside the one with a head, or add it.
     kind = model_kind(backbone)
-    name = name_in_model(name, kind.renamed)
     if getattr(backbone, "vision_encoder", None) is None:
         name = name.replace("model.language_model.", "model.", 1)
+    name = name_in_model(name, kind.renamed)
     if not kind.prefix:
         for prefix in kind.other_prefixes:
             name = name.removeprefix(prefix)

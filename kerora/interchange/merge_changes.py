@@ -27,6 +27,7 @@ _HEADS = ("lm_head", "embed_out", "output_layer", "output")
 _OTHER_TABLES = (
     "wpe",
     "embed_positions",
+    "position_embedding",
     "position_embeddings",
     "token_type_embeddings",
     "embed_tokens_per_layer",

@@ -21,6 +21,8 @@ class ModelKind:
         other_prefixes: What stands there instead below other heads, or in older adapters.
         renamed: Regular expressions, and what the model of `transformers` has in place of what
             matches them in the name of a file's tensor; older versions of it do not rename.
+        adapts_tables: Whether PEFT adapts a table as kerora does; it does not where encoder and
+            decoder share one, or where what it looks up is not what its module is asked for.
     """
 
     task_type: str | None
@@ -28,6 +30,7 @@ class ModelKind:
     head: str | None
     other_prefixes: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
+    adapts_tables: bool = True
 
 
 _DINOV2_RENAMED = (
@@ -41,12 +44,18 @@ _SWIN_RENAMED = (
     (r"output\.dense", "mlp.fc2"),
 )
 _VIT_RENAMED = (*_SWIN_RENAMED, (r"encoder\.layer\.", "layers."))
+_PALIGEMMA_RENAMED = (
+    (r"vision_tower\.vision_model\.", "vision_tower."),
+    (r"^language_model\.(model\.)?", "model.language_model."),
+    (r"^(?=vision_tower\.|multi_modal_projector\.)", "model."),
+)
+_ALL_RENAMED = (*_VIT_RENAMED, *_PALIGEMMA_RENAMED)
 _CAUSAL = ModelKind("CAUSAL_LM", "model.", "lm_head")
 # The language model of a model that sees.
 _INNER = ModelKind(
     "CAUSAL_LM", "model.language_model.", "lm_head", ("model.", "language_model.model.")
 )
-_SEQ2SEQ = ModelKind("SEQ_2_SEQ_LM", "model.", None)
+_SEQ2SEQ = ModelKind("SEQ_2_SEQ_LM", "model.", None, adapts_tables=False)
 
 
 def _encoder(name: str) -> ModelKind:
@@ -76,6 +85,9 @@ _KINDS = {
     "SwinTransformerBackbone": _image_encoder(_SWIN_RENAMED, "swin"),
     "MetaCLIP2Backbone": ModelKind(None, "", None),
     "DINOV3Backbone": _image_encoder(((r"^layer\.", "model.layer."),)),
+    "PaliGemmaBackbone": ModelKind("CAUSAL_LM", "", "lm_head", renamed=_PALIGEMMA_RENAMED),
+    # PEFT's types of tasks hand on no images to BLIP-2.
+    "BLIP2Backbone": ModelKind(None, "", "language_model.lm_head", adapts_tables=False),
 }
 
 
@@ -90,13 +102,13 @@ def model_kind(backbone: keras.Model) -> ModelKind:
     return _KINDS.get(own_class(backbone).__name__, _INNER if is_inner else _CAUSAL)
 
 
-def name_in_model(name: str, renamed: tuple[tuple[str, str], ...] = _VIT_RENAMED) -> str:
+def name_in_model(name: str, renamed: tuple[tuple[str, str], ...] = _ALL_RENAMED) -> str:
     """What a model of `transformers` calls a file's tensor, or one of an older version's modules.
 
     Args:
         name: The name in the file.
-        renamed: As in `ModelKind`. By default that of all image encoders, to compare names of which
-            both are turned.
+        renamed: As in `ModelKind`. By default that of all models that take images, to compare names
+            of which both are turned.
     """
     for pattern, replacement in renamed:
         name = re.sub(pattern, replacement, name)

@@ -211,7 +211,7 @@ def _check_expressible(layers: list[NamedLayer]) -> None:
 
 
 def _check_tables(model: keras.Model, layers: list[NamedLayer]) -> None:
-    # PEFT knows a tied table by its last name; encoder and decoder share one that kerora has twice.
+    # PEFT knows a tied table by its last name.
     kind = model_kind(getattr(model, "backbone", model))
     for layer in layers:
         if not layer.is_embedding or layer.weight is None:
@@ -219,7 +219,7 @@ def _check_tables(model: keras.Model, layers: list[NamedLayer]) -> None:
         is_unknown = layer.is_tied and not layer.module.endswith("embed_tokens")
         is_scaled = isinstance(layer.candidate.layer, TokenDropout)
         is_parameter = not layer.weight.name.endswith(".weight")  # ViT's table of positions
-        if is_unknown or is_scaled or is_parameter or kind.task_type == "SEQ_2_SEQ_LM":
+        if is_unknown or is_scaled or is_parameter or not kind.adapts_tables:
             raise AdapterError(
                 f"PEFT has no way to adapt the table '{layer.weight.name.removesuffix('.weight')}' "
                 "as kerora does: with what is tied to it, without its scale, or where it is a bare "

@@ -17,6 +17,7 @@ from kerora.models.huggingface_folder import TensorPlace
 _LAYERS = (
     *("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depths"),
     *("num_kv_shared_layers", "altup_num_inputs", "altup_active_idx"),
+    *("num_layers", "num_decoder_layers"),
 )
 _SIZES = (
     *("vocab_size", "vocab_size_per_layer_input", "type_vocab_size"),
@@ -29,7 +30,8 @@ _SIZES = (
     *("linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim"),
     *("num_experts", "num_local_experts", "num_experts_per_tok", "n_positions"),
     *("laurel_rank", "num_register_tokens", "projection_dim"),
-    *("embed_dim", "num_heads", "window_size"),
+    *("embed_dim", "num_heads", "window_size", "ffn_dim", "d_ff", "d_kv"),
+    *("num_query_tokens", "cross_attention_frequency"),
 )
 # Lengths of text, and sides of images, need no tensor.
 _LENGTHS = (
@@ -63,11 +65,12 @@ _SWITCHES = (
     "use_absolute_embeddings",
 )
 _OBJECTS = (
-    *("text_config", "encoder", "decoder", "rope_parameters", "rope_scaling"),
+    *("text_config", "qformer_config", "encoder", "decoder"),
+    *("rope_parameters", "rope_scaling"),
     *("full_attention", "sliding_attention"),
 )
 # Models whose tower is loaded; that of others is left out, whatever its fields say.
-_READ_TOWERS = ("metaclip_2",)
+_READ_TOWERS = ("metaclip_2", "paligemma", "blip-2")
 _LISTS = ("layer_types", "architectures")
 
 
@@ -84,10 +87,7 @@ def check_config(config: dict[str, Any], source: str, places: dict[str, TensorPl
     """
     reads_tower = config.get("model_type") in _READ_TOWERS
     objects = (*_OBJECTS, "vision_config") if reads_tower else _OBJECTS
-    check = _Check(source, len(places), most_values(places), objects)
-    check.fields(config)
-    if reads_tower:
-        check.patches(config.get("vision_config") or {})
+    _Check(source, len(places), most_values(places), objects).fields(config)
 
 
 def most_values(places: dict[str, TensorPlace]) -> int:
@@ -142,11 +142,10 @@ class _Check:
             elif name in _RATES:
                 fine = _is_number(value) and 0 <= value < 1
                 self._expect(full, value, fine, "a number from 0 to 1")
-
-    def patches(self, tower: dict[str, Any]) -> None:
-        """Refuse an image with more patches than a table of their positions can have rows."""
-        image, patch = tower.get("image_size") or 0, tower.get("patch_size") or 1
-        self._at_most("vision_config.image_size", image, math.isqrt(self._most_values) * patch)
+        side, patch = config.get("image_size"), config.get("patch_size")
+        if isinstance(side, int) and isinstance(patch, int):
+            # Some models number the patches before they make a table of their positions.
+            self._at_most(f"{above}image_size", side, math.isqrt(self._most_values) * patch)
 
     def _size(self, name: str, full: str, value: Any) -> None:
         least = 0 if name in _MAY_BE_ZERO else 1

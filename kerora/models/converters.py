@@ -26,8 +26,8 @@ from kerora.models.huggingface_folder import (
     shards,
 )
 
-# Models whose converter makes the encoders inside without telling them the type of the weights.
-_UNTYPED_PARTS = ("metaclip_2",)
+# Models whose converter makes the parts inside without telling them the type of the weights.
+_UNTYPED_PARTS = ("blip-2", "metaclip_2")
 
 
 class UnroundedArray(np.ndarray):

@@ -24,6 +24,7 @@ from kerora.json_file import shown
 from kerora.models.errors import ModelSourceError
 from kerora.models.huggingface_gemma3n import with_gemma3n_defaults
 from kerora.models.huggingface_metaclip2 import complete_metaclip2
+from kerora.models.huggingface_paligemma import complete_paligemma
 from kerora.models.huggingface_t5gemma2 import complete_t5gemma2
 
 _GLOBAL_FIELDS = {
@@ -71,6 +72,8 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
         return complete_t5gemma2(config)
     if family == "metaclip_2":
         return complete_metaclip2(config)
+    if family == "paligemma":
+        return complete_paligemma(config)
     if "vision_config" in config and family in _LANGUAGE_MODELS:
         return _language_model(config)
     if family == "gemma3n_text":

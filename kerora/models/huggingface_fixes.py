@@ -30,6 +30,8 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | fields in which encoder and decoder differ | T5Gemma, T5Gemma 2: refused |
 | `rope_theta` of full attention, the encoder's `sliding_window`, `eoi_embedding` | T5Gemma 2 |
 | `attn_logit_softcapping`, rotary scaling other than linear | T5Gemma 2: refused |
+| `head_dim`, `vocab_size`, epsilons; all that PaliGemma 2 has of Gemma 2 | PaliGemma |
+| `feed_forward_proj` (the approximate GELU of Flan-T5) | BLIP-2 |
 | `rope_parameters` (the base of local layers) | Gemma 3n |
 | `rope_parameters` (scaling), `attention_bias`, `tie_word_embeddings` false | Gemma 3n: refused |
 | `layer_norm_eps`, `eos_token_id` (where a text is read off) | MetaCLIP 2 |
@@ -45,9 +47,11 @@ import keras
 from kerora.adapters.targets import sublayers
 from kerora.models.converters import text_config
 from kerora.models.errors import inexpressible
+from kerora.models.huggingface_blip2 import check_blip2, mend_blip2
 from kerora.models.huggingface_esm import esm_arguments, mend_esm
 from kerora.models.huggingface_gemma3n import mend_gemma3n
 from kerora.models.huggingface_metaclip2 import check_metaclip2, mend_metaclip2
+from kerora.models.huggingface_paligemma import mend_paligemma, paligemma_arguments
 from kerora.models.huggingface_swin import check_swin, configured_norms
 from kerora.models.huggingface_t5gemma import check_t5gemma, mend_t5gemma
 from kerora.models.huggingface_t5gemma2 import check_t5gemma2, mend_t5gemma2
@@ -71,6 +75,13 @@ _LAYER_NORM_EPSILON = {
 }
 _IMAGE_FIELDS = {"hidden_act": "gelu", "qkv_bias": True, "use_swiglu_ffn": False}
 _DEFAULT_THETA = 10_000.0
+_CHECKS = {
+    "blip-2": check_blip2,
+    "metaclip_2": check_metaclip2,
+    "swin": check_swin,
+    "t5gemma": check_t5gemma,
+    "t5gemma2": check_t5gemma2,
+}
 
 
 def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
@@ -83,16 +94,13 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
         ModelSourceError: For a value that KerasHub's backbone cannot express.
     """
     family, text = config["model_type"], text_config(config)
+    if family == "paligemma":
+        own = paligemma_arguments(config)
+        return {**constructor_arguments(text), **own}
     if family == "esm":
         return esm_arguments(config)
-    if family == "t5gemma":
-        check_t5gemma(config)
-    if family == "t5gemma2":
-        check_t5gemma2(config)
-    if family == "swin":
-        check_swin(config)
-    if family == "metaclip_2":
-        check_metaclip2(config)
+    if family in _CHECKS:
+        _CHECKS[family](config)
     if family == "gpt2":
         return _gpt2_arguments(text)
     if family in _LAYER_NORM_EPSILON or family == "distilbert":
@@ -147,6 +155,13 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
         ModelSourceError: For a value that KerasHub's backbone cannot express.
     """
     family, text = config["model_type"], text_config(config)
+    if family == "paligemma":
+        _mend_vision_norms(backbone, config["vision_config"])
+        mend_paligemma(backbone)
+        mend_layers(backbone, text)
+        return
+    if family == "blip-2":
+        mend_blip2(backbone)
     if family == "esm":
         mend_esm(backbone, config)
     if family == "t5gemma":
@@ -192,6 +207,12 @@ def _set(backbone: keras.Model, layer: keras.layers.Layer, name: str, value: Any
         setattr(layer, name, value)
         known = getattr(backbone, "set_on_its_layers", ())
         backbone.set_on_its_layers = tuple(sorted({*known, name}))
+
+
+def _mend_vision_norms(backbone: Any, vision: dict[str, Any]) -> None:
+    for layer, _ in sublayers(backbone.vit_encoder):
+        if isinstance(layer, keras.layers.LayerNormalization):
+            _set(backbone, layer, "epsilon", vision.get("layer_norm_eps", 1e-6))
 
 
 def _rope(text: dict[str, Any]) -> dict[str, Any]:

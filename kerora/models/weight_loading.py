@@ -16,6 +16,7 @@ from kerora.models.converters import UnroundedArray, converter_of_type, text_con
 from kerora.models.errors import ModelSourceError, told_of_source
 from kerora.models.gemma3n_converter import unused_tensors
 from kerora.models.huggingface_folder import FolderTensors
+from kerora.models.huggingface_paligemma import load_gemma2_norms
 from kerora.models.huggingface_t5gemma2 import set_end_of_image
 from kerora.models.large_tables import fill_rows, is_large
 
@@ -33,6 +34,11 @@ _ENCODER_NAMES = ("roberta.", "albert.", "distilbert.", "vit.", "deit.")
 _OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 # Tables that older versions of `transformers` stored, and any version computes.
 _COMPUTED = ("inv_freq", "relative_position_index")
+# What PaliGemma's parts are called in files of transformers 5, and in the model.
+_NEW_NAMES = {
+    "vision_tower.vision_model.": "vision_tower.",
+    "language_model.model.": "language_model.",
+}
 # The shapes of four-bit blocks and their scales that unpack to a tensor of a given shape.
 _PACKED = {
     "_blocks": lambda experts, inputs, outputs: (experts, outputs, inputs // 2, 1),
@@ -70,6 +76,8 @@ def load_weights(
             _add_token_type(backbone, loader)
         if config["model_type"] == "gpt_oss":
             _load_plain_experts(backbone, loader)
+        if config["model_type"] == "paligemma":
+            load_gemma2_norms(backbone, loader)
         if config["model_type"] == "t5gemma2":
             set_end_of_image(backbone, loader.get_tensor(_END_OF_IMAGE))
         if config["model_type"] == "gemma3n":
@@ -125,7 +133,9 @@ class TensorLoader(SafetensorLoader):
         return tensor.view(UnroundedArray)
 
     def port_weight(self, keras_variable, hf_weight_key, hook_fn=None):
-        if hook_fn is None and isinstance(self.tensors, FolderTensors):
+        # What converters do to a table is to round it (Mistral's) or to cut rows off (PaliGemma's).
+        is_as_stored = hook_fn is None or hf_weight_key.endswith(_TABLE)
+        if is_as_stored and isinstance(self.tensors, FolderTensors):
             place = self.tensors.places.get(self.get_prefixed_key(hf_weight_key, self.names))
             if place is not None and is_large(keras_variable, place):
                 self.taken.add(hf_weight_key)
@@ -153,6 +163,12 @@ class TensorLoader(SafetensorLoader):
             if key.endswith(ending):
                 with contextlib.suppress(KeyError):
                     return self._stored(key.removesuffix(ending) + old)
+        for beginning, new in _NEW_NAMES.items():
+            if key.startswith(beginning):
+                with contextlib.suppress(KeyError):
+                    return self._stored(new + key.removeprefix(beginning))
+        if key == f"language_model.{_TIED_HEAD}":
+            return self._stored("language_model.shared.weight")  # BLIP-2's, if its T5 is tied
         # In the model, and in some files, T5Gemma 2's encoder has a part for text.
         with contextlib.suppress(KeyError):
             return self._stored(key.replace("encoder.", "encoder.text_model.", 1))

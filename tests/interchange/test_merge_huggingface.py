@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks.interchange import PEFT_TARGETS
 from benchmarks.tiny_encoders import IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
+from benchmarks.tiny_seeing import SEEING
 from benchmarks.tiny_transformers import (
     MODELS,
     SEQUENCE_TO_SEQUENCE,
@@ -33,6 +34,13 @@ from peft_models import adapted, load  # noqa: E402 - needs peft
 REAL = os.environ.get("KERORA_REAL_MODELS")
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WEIGHTS = "model.safetensors"
+FAMILIES = [
+    *sorted(MODELS),
+    *IMAGE_ENCODERS,
+    *IMAGE_TEXT_ENCODERS,
+    *SEEING,
+    *SEQUENCE_TO_SEQUENCE,
+]
 
 
 def random_model(config, folder, dtype=None, **options):
@@ -62,9 +70,7 @@ def same_as_peft(model, base, merged, tolerance=1e-5):
     return changed
 
 
-@pytest.mark.parametrize(
-    "family", [*sorted(MODELS), *IMAGE_ENCODERS, *IMAGE_TEXT_ENCODERS, *SEQUENCE_TO_SEQUENCE]
-)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_equals_merge_and_unload(family, tmp_path):
     base = tiny_transformers(family, tmp_path / "base")
     bias = "all" if family.startswith("qwen2") else "none"

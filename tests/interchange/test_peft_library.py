@@ -19,6 +19,7 @@ from benchmarks.interchange import (
     randomize_peft,
 )
 from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
+from benchmarks.tiny_seeing import SEEING
 from benchmarks.tiny_transformers import (
     MODELS,
     SEQUENCE_TO_SEQUENCE,
@@ -46,6 +47,7 @@ FAMILIES = families(
         *ENCODERS,
         *IMAGE_ENCODERS,
         *IMAGE_TEXT_ENCODERS,
+        *SEEING,
         *SEQUENCE_TO_SEQUENCE,
     ]
 )

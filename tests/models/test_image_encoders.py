@@ -41,7 +41,7 @@ def test_a_classifier_is_read_as_its_encoder(family, tmp_path):
         ("dinov2", "image_size", [28, 28], "image_size"),
         ("dinov3", "image_size", -28, "image_size"),
         ("dinov3", "hidden_act", "quick_gelu", "quick_gelu"),
-        ("vit", "image_size", 7 * 2**30, "position_embedding"),
+        ("vit", "image_size", 7 * 2**30, "image_size"),
         ("swin", "hidden_act", "relu", "hidden_act"),
         ("swin", "use_absolute_embeddings", True, "use_absolute_embeddings"),
         ("swin", "image_size", 42, "a multiple of 28"),

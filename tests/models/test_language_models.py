@@ -189,7 +189,9 @@ def test_a_tensor_of_the_language_model_without_a_place_is_refused(tmp_path):
 def test_a_model_that_is_none_without_images_is_refused_by_name(model_type, reason, tmp_path):
     tiny_transformers("gemma3_vision", tmp_path)
     change_config(tmp_path, lambda config: config.update(model_type=model_type))
-    with pytest.raises(ModelSourceError, match=f"'{model_type}'.*{reason}.*kerora.adapt"):
+    with pytest.raises(
+        ModelSourceError, match=f"'{model_type}'.*{reason}.*load_backbone.*kerora.adapt"
+    ):
         load_task(tmp_path, preprocessor=None)
 
 

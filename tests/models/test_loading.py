@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
 from benchmarks.tiny_gguf import tiny_gguf
+from benchmarks.tiny_seeing import SEEING
 from benchmarks.tiny_transformers import (
     IDS,
     MODELS,
@@ -65,7 +66,7 @@ def test_the_type_of_the_weights_is_what_was_asked_for(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    families([*ENCODERS, *IMAGE_ENCODERS, *IMAGE_TEXT_ENCODERS, *SEQUENCE_TO_SEQUENCE]),
+    families([*ENCODERS, *IMAGE_ENCODERS, *IMAGE_TEXT_ENCODERS, *SEEING, *SEQUENCE_TO_SEQUENCE]),
 )
 def test_a_backbone_agrees_with_transformers(name, tmp_path):
     reference = tiny_transformers(name, tmp_path)
