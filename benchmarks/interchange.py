@@ -19,15 +19,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
+from benchmarks.tiny_logits import keras_logits, torch_logits
 from benchmarks.tiny_seeing import SEEING
-from benchmarks.tiny_transformers import (
-    IDS,
-    MODELS,
-    SEQUENCE_TO_SEQUENCE,
-    keras_logits,
-    tiny_transformers,
-    torch_logits,
-)
+from benchmarks.tiny_transformers import IDS, MODELS, SEQUENCE_TO_SEQUENCE, tiny_transformers
 
 # Factors of this spread change each kernel by a tenth of its own spread: the logits move by a
 # thousand bounds and more, and yet stay so small that float32 rounds them by less than the bound.

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from benchmarks.interchange import GGUF_FAMILIES
 from benchmarks.tiny_gguf import tiny_gguf
-from benchmarks.tiny_transformers import keras_logits
+from benchmarks.tiny_logits import keras_logits
 from kerora.adapters import AdapterError, LoraConfig, add_adapter
 from kerora.cli.main import app
 from kerora.interchange import save_adapter, save_gguf_adapter

@@ -11,7 +11,8 @@ from backends import once
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.interchange import BOUND, difference, randomize_keras, randomize_peft
-from benchmarks.tiny_transformers import keras_logits, tiny_transformers, torch_logits
+from benchmarks.tiny_logits import keras_logits, torch_logits
+from benchmarks.tiny_transformers import tiny_transformers
 from kerora.adapters import AdapterError, LoraConfig, adapter_configs, add_adapter
 from kerora.adapters.targets import select
 from kerora.interchange import load_adapter, save_adapter

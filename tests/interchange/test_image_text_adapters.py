@@ -14,7 +14,9 @@ from benchmarks.interchange import (
     randomize_keras,
     randomize_peft,
 )
-from benchmarks.tiny_transformers import IMAGES, keras_logits, tiny_transformers, torch_logits
+from benchmarks.tiny_encoders import IMAGES
+from benchmarks.tiny_logits import keras_logits, torch_logits
+from benchmarks.tiny_transformers import tiny_transformers
 from kerora.adapters import AdapterError, LoraConfig, add_adapter
 from kerora.interchange import load_adapter, save_adapter
 from kerora.interchange.merge import merge_folder

@@ -10,7 +10,7 @@ import pytest
 import kerora
 from benchmarks.interchange import GGUF_FAMILIES
 from benchmarks.tiny_gguf import tiny_gguf
-from benchmarks.tiny_transformers import keras_logits
+from benchmarks.tiny_logits import keras_logits
 from kerora.adapters import LoraConfig, add_adapter
 from kerora.data.chat import ChatTemplate
 from kerora.data.formats import Message

@@ -7,7 +7,8 @@ import keras_hub
 import numpy as np
 import pytest
 
-from benchmarks.tiny_transformers import keras_logits, tiny_transformers, torch_logits
+from benchmarks.tiny_logits import keras_logits, torch_logits
+from benchmarks.tiny_transformers import tiny_transformers
 from kerora.adapters import AdapterError
 from kerora.interchange.merge import merge_folder
 from kerora.models.bundled import bundled_path

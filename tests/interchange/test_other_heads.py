@@ -14,7 +14,8 @@ from benchmarks.interchange import (
     randomize_keras,
     randomize_peft,
 )
-from benchmarks.tiny_transformers import IDS, keras_logits, tiny_transformers, torch_logits
+from benchmarks.tiny_logits import keras_logits, torch_logits
+from benchmarks.tiny_transformers import IDS, tiny_transformers
 from kerora.adapters import AdapterError, LoraConfig, add_adapter
 from kerora.interchange import load_adapter, save_adapter
 from kerora.models.loading import load_backbone, load_task

@@ -19,13 +19,9 @@ from benchmarks.interchange import (
     randomize_peft,
 )
 from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
+from benchmarks.tiny_logits import keras_logits
 from benchmarks.tiny_seeing import SEEING
-from benchmarks.tiny_transformers import (
-    MODELS,
-    SEQUENCE_TO_SEQUENCE,
-    keras_logits,
-    tiny_transformers,
-)
+from benchmarks.tiny_transformers import MODELS, SEQUENCE_TO_SEQUENCE, tiny_transformers
 from kerora.adapters import (
     AdapterError,
     LoraConfig,

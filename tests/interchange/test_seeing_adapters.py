@@ -16,8 +16,9 @@ from benchmarks.interchange import (
     randomize_keras,
     randomize_peft,
 )
+from benchmarks.tiny_logits import keras_logits
 from benchmarks.tiny_seeing import SEEING
-from benchmarks.tiny_transformers import keras_logits, tiny_transformers
+from benchmarks.tiny_transformers import tiny_transformers
 from kerora.adapters import AdapterError, LoraConfig, add_adapter
 from kerora.adapters.targets import select
 from kerora.interchange import huggingface_weights, load_adapter, save_adapter

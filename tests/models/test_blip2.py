@@ -8,8 +8,9 @@ import pytest
 from backends import once
 from safetensors.numpy import load_file, save_file
 
+from benchmarks.tiny_logits import keras_logits, torch_logits
 from benchmarks.tiny_seeing import SEEING
-from benchmarks.tiny_transformers import IDS, keras_logits, tiny_transformers, torch_logits
+from benchmarks.tiny_transformers import IDS, tiny_transformers
 from kerora.models.errors import ModelSourceError
 from kerora.models.loading import load_backbone
 

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 
 import kerora
-from benchmarks.tiny_transformers import (
-    IDS,
-    MODELS,
-    keras_logits,
-    tiny_transformers,
-    torch_logits,
-)
+from benchmarks.tiny_logits import keras_logits, torch_logits
+from benchmarks.tiny_transformers import IDS, MODELS, tiny_transformers
 from kerora.models.families import decoder_blocks, packing_support
 from kerora.models.huggingface_gemma3n import with_gemma3n_defaults
 from kerora.models.loading import BUNDLED, load_task

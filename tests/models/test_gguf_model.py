@@ -13,7 +13,7 @@ import pytest
 import kerora
 from benchmarks.interchange import BOUND, GGUF_FAMILIES, gguf_difference
 from benchmarks.tiny_gguf import tiny_gguf
-from benchmarks.tiny_transformers import keras_logits, torch_logits
+from benchmarks.tiny_logits import keras_logits, torch_logits
 from kerora.models.errors import ModelSourceError
 from kerora.models.gguf_file import GGUFFile
 from kerora.models.gguf_model import as_huggingface_folder

@@ -7,7 +7,9 @@ import pytest
 from backends import once
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.tiny_transformers import IMAGES, keras_logits, tiny_transformers, torch_logits
+from benchmarks.tiny_encoders import IMAGES
+from benchmarks.tiny_logits import keras_logits, torch_logits
+from benchmarks.tiny_transformers import tiny_transformers
 from kerora.adapters.targets import select
 from kerora.models.errors import ModelSourceError
 from kerora.models.loading import load_backbone

@@ -7,13 +7,9 @@ import numpy as np
 import pytest
 from backends import once
 
-from benchmarks.tiny_transformers import (
-    IDS,
-    IMAGES,
-    keras_logits,
-    tiny_transformers,
-    torch_logits,
-)
+from benchmarks.tiny_encoders import IMAGES
+from benchmarks.tiny_logits import keras_logits, torch_logits
+from benchmarks.tiny_transformers import IDS, tiny_transformers
 from kerora.adapters.targets import select
 from kerora.models.errors import ModelSourceError
 from kerora.models.loading import load_backbone, load_task

@@ -10,7 +10,8 @@ import pytest
 from safetensors import safe_open
 
 import kerora
-from benchmarks.tiny_transformers import keras_logits, tiny_transformers, torch_logits
+from benchmarks.tiny_logits import keras_logits, torch_logits
+from benchmarks.tiny_transformers import tiny_transformers
 from kerora.models.errors import ModelSourceError
 from kerora.models.families import decoder_blocks, packing_support
 from kerora.models.loading import BUNDLED, load_backbone, load_task

@@ -15,15 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
 from benchmarks.tiny_gguf import tiny_gguf
+from benchmarks.tiny_logits import keras_logits, torch_logits
 from benchmarks.tiny_seeing import SEEING
-from benchmarks.tiny_transformers import (
-    IDS,
-    MODELS,
-    SEQUENCE_TO_SEQUENCE,
-    keras_logits,
-    tiny_transformers,
-    torch_logits,
-)
+from benchmarks.tiny_transformers import IDS, MODELS, SEQUENCE_TO_SEQUENCE, tiny_transformers
 from kerora import adapt, from_preset
 from kerora.models.errors import ModelSourceError
 from kerora.models.loading import BUNDLED, chat_template, load_backbone, load_task, resolve_source

@@ -10,8 +10,9 @@ from backends import once
 from safetensors.numpy import load_file, save_file
 
 import kerora
+from benchmarks.tiny_logits import keras_logits, torch_logits
 from benchmarks.tiny_seeing import SEEING
-from benchmarks.tiny_transformers import IDS, keras_logits, tiny_transformers, torch_logits
+from benchmarks.tiny_transformers import IDS, tiny_transformers
 from kerora.models import large_tables, weight_loading
 from kerora.models.errors import ModelSourceError
 from kerora.models.loading import load_backbone
