@@ -73,7 +73,24 @@ _LAYER_NORM_EPSILON = {
     "dinov2": ("layer_norm_eps", 1e-6),
     "dinov2_with_registers": ("layer_norm_eps", 1e-6),
 }
-_IMAGE_FIELDS = {"hidden_act": "gelu", "qkv_bias": True, "use_swiglu_ffn": False}
+_APPROXIMATE_GELU = ("gelu_pytorch_tanh", "gelu_new")
+_SILU = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gpt_oss", *_WITH_EXPERTS)
+_QWEN3_5 = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
+_LATER_GEMMA = ("gemma2", "gemma3", "gemma3_text", "gemma4", "gemma4_text")
+_GELU = ("roberta", "xlm-roberta", "vit", "deit", "dinov2", "dinov2_with_registers")
+# The field of the activation, and the values of it that KerasHub's layers compute.
+_ACTIVATIONS = {
+    **dict.fromkeys((*_SILU, *_QWEN3_5), ("hidden_act", ("silu", "swish"))),
+    # Gemma's files say "gelu", and `transformers` takes its approximation for them all the same.
+    "gemma": ("hidden_act", (*_APPROXIMATE_GELU, "gelu")),
+    **dict.fromkeys(_LATER_GEMMA, ("hidden_activation", _APPROXIMATE_GELU)),
+    **dict.fromkeys(_GELU, ("hidden_act", ("gelu",))),
+    "bert": ("hidden_act", ("gelu", *_APPROXIMATE_GELU)),
+    "albert": ("hidden_act", _APPROXIMATE_GELU),
+    "distilbert": ("activation", ("gelu",)),
+    "bart": ("activation_function", ("gelu",)),
+}
+_IMAGE_FIELDS = {"qkv_bias": True, "use_swiglu_ffn": False}
 _DEFAULT_THETA = 10_000.0
 _CHECKS = {
     "blip-2": check_blip2,
@@ -103,14 +120,7 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
         _CHECKS[family](config)
     if family == "gpt2":
         return _gpt2_arguments(text)
-    if family in _LAYER_NORM_EPSILON or family == "distilbert":
-        field = "activation" if family == "distilbert" else "hidden_act"
-        approximate = ("gelu_new", "gelu_pytorch_tanh")
-        expected = {"gpt2": approximate, "albert": approximate, "bert": ("gelu", *approximate)}.get(
-            family, ("gelu",)
-        )
-        if text.get(field, expected[0]) not in expected:
-            raise inexpressible(family, field, text[field], expected[0])
+    _check_activation(family, text)
     if family in ("vit", "deit", "dinov2", "dinov2_with_registers"):
         for field, expressible in _IMAGE_FIELDS.items():
             if text.get(field, expressible) != expressible:
@@ -122,7 +132,6 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
     _check_head(family, text)
     if family.startswith(("qwen", "smollm")) and text.get("use_sliding_window"):
         raise inexpressible(family, "use_sliding_window", True, False)
-    _check_activation(family, text)
     arguments: dict[str, Any] = {"layer_norm_epsilon": text.get("rms_norm_eps", 1e-6)}
     if family in _ROTARY:
         arguments.update(_rotary_arguments(family, _rope(text)))
@@ -326,5 +335,6 @@ def _check_head(family: str, text: dict[str, Any]) -> None:
 
 
 def _check_activation(family: str, text: dict[str, Any]) -> None:
-    if family not in _GEMMA and text.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise inexpressible(family, "hidden_act", text["hidden_act"], "'silu'")
+    field, computed = _ACTIVATIONS.get(family, ("hidden_act", ()))
+    if computed and (text.get(field) or computed[0]) not in computed:
+        raise inexpressible(family, field, text[field], " or ".join(map(repr, computed)))

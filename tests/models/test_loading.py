@@ -150,6 +150,10 @@ def test_keras_hub_goes_on_loading_its_own_class():
     [
         ("llama", {"head_dim": 16}, "head_dim"),
         ("llama", {"hidden_act": "relu"}, "hidden_act"),
+        ("gemma", {"hidden_act": "silu"}, "hidden_act"),
+        ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation"),
+        ("gemma4", {"hidden_activation": "silu"}, "hidden_activation"),
+        ("qwen3_5", {"hidden_act": "gelu"}, "hidden_act"),
         ("mistral", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type"),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
         ("gemma2", {"query_pre_attn_scalar": 100}, "query_pre_attn_scalar"),
@@ -178,6 +182,18 @@ def test_what_keras_layers_cannot_express_is_refused(name, fields, message, tmp_
     (tmp_path / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises(ModelSourceError, match=message):
         load_task(tmp_path, preprocessor=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("bart", "activation_function"), ("distilbert", "activation"), ("roberta", "hidden_act")],
+)
+def test_a_backbone_of_another_activation_is_refused(name, field, tmp_path):
+    tiny_transformers(name, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {field: "relu"}))
+    with pytest.raises(ModelSourceError, match=f"`{field}`. Expected: 'gelu'. Received: 'relu'"):
+        load_backbone(tmp_path)
 
 
 @pytest.mark.parametrize(
