@@ -46,7 +46,7 @@ from kerora.models.preset_folder import TASK_FILE, preset_checked, weight_files
 _NUMBER = "number"
 _TYPES = ("float16", "bfloat16", "float32", "float64")
 # Their constructors need values of Keras' operations, which have none while JAX traces.
-_COMPUTES_WHEN_BUILT = ("SwinTransformerBackbone",)
+_COMPUTES_WHEN_BUILT = ("DINOV2Backbone", "DINOV3Backbone", "SwinTransformerBackbone")
 
 _Part = tuple[slice, np.ndarray]
 

@@ -33,7 +33,10 @@ _KERAS_PARTS = (
     *("dtype_policies", "initializers", "regularizers", "constraints", "activations"),
     "quantizers",
 )
-_POLICIES = ("DTypePolicy", "DTypePolicyMap", "FloatDTypePolicy", "QuantizedDTypePolicy")
+_KERAS_CLASSES = {
+    "keras": ("DTypePolicy", "DTypePolicyMap", "FloatDTypePolicy", "QuantizedDTypePolicy"),
+    "keras.layers": ("Dense", "EinsumDense"),  # a BLIP-2's projection is one
+}
 # Given as text these are names of files anywhere on the machine.
 _FILE_NAMES = ("proto", "vocabulary", "merges")
 _NAMED_CLASS = ("class_name", "registered_name")
@@ -156,9 +159,10 @@ def _check_class(value: dict[str, Any], path: str) -> None:
         return
     raise ModelSourceError(
         f"'{path}' names the class {str(module)[:80]!r} {str(name)[:80]!r}, which is not built "
-        "from a preset. Built are layers that KerasHub registers, and Keras' initializers, "
-        "regularizers, constraints, activations, quantizers and dtype policies. A class of your "
-        "own must be registered with `keras.saving.register_keras_serializable` before."
+        "from a preset. Built are layers that KerasHub registers, and Keras' dense layers, "
+        "initializers, regularizers, constraints, activations, quantizers and dtype policies. A "
+        "class of your own must be registered with `keras.saving.register_keras_serializable` "
+        "before."
     )
 
 
@@ -173,8 +177,8 @@ def _is_harmless(module: object, name: object, config: object) -> bool:
         return False
     if name == "function":
         return module == "builtins" and hasattr(keras.activations, str(config))
-    if module == "keras":
-        return name in _POLICIES
+    if module in _KERAS_CLASSES:
+        return name in _KERAS_CLASSES[module]
     return any(
         module == f"keras.{part}" and hasattr(getattr(keras, part), name) for part in _KERAS_PARTS
     )

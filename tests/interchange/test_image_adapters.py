@@ -214,6 +214,23 @@ def test_modules_are_merged_into_the_preset_of_a_fused_layer(tmp_path):
     assert difference(merged, tuned) < BOUND
 
 
+@pytest.mark.parametrize("family", ["vit", "dinov2", "dinov3", "metaclip_2", "blip2_opt"])
+def test_adapters_are_merged_into_presets(family, tmp_path):
+    tiny_transformers(family, tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the preset lacks what the folder's loader mends
+        load_backbone(tmp_path / "base").save_to_preset(str(tmp_path / "preset"))
+    backbone = load_backbone(tmp_path / "preset")
+    plain = keras_logits(backbone)
+    add_adapter(backbone, LoraConfig(rank=2, targets="all-linear"))
+    randomize_keras(backbone)
+    save_adapter(backbone, tmp_path / "adapter")
+    merge_folder(tmp_path / "preset", tmp_path / "adapter", tmp_path / "merged")
+    expected = keras_logits(backbone)
+    assert np.abs(expected - plain).max() > 0.1
+    assert np.abs(keras_logits(load_backbone(tmp_path / "merged")) - expected).max() < BOUND
+
+
 def test_a_fused_layer_is_merged_into_its_own_base_alone(tmp_path):
     tiny_swin(tmp_path)
     backbone = load_backbone(tmp_path / "base")
