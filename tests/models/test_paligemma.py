@@ -130,3 +130,18 @@ def test_a_task_is_put_around_the_backbone(tmp_path):
     task = kerora.adapt(keras_hub.models.PaliGemmaCausalLM(backbone=backbone, preprocessor=None))
     task.backbone.enable_lora(2)
     np.testing.assert_allclose(keras_logits(task.backbone), before, atol=1e-6)
+
+    rng = np.random.default_rng(0)
+    ids = rng.integers(3, 60, (2, 9)).astype("int32")
+    answered = np.arange(8)[None].repeat(2, 0) >= 3
+    inputs = {
+        "images": rng.normal(size=(2, *backbone.input["images"].shape[1:])).astype("float32"),
+        "token_ids": ids[:, :-1],
+        "padding_mask": np.ones((2, 8), "int32"),
+        "response_mask": answered.astype("int32"),
+    }
+    task.compile(keras.optimizers.Adam(1e-2))
+    options = {"batch_size": 2, "epochs": 2, "verbose": 0}
+    history = task.fit(inputs, ids[:, 1:], sample_weight=answered.astype("float32"), **options)
+    first, second = history.history["loss"]
+    assert second < first
