@@ -335,6 +335,8 @@ def _check_head(family: str, text: dict[str, Any]) -> None:
 
 
 def _check_activation(family: str, text: dict[str, Any]) -> None:
-    field, computed = _ACTIVATIONS.get(family, ("hidden_act", ()))
-    if computed and (text.get(field) or computed[0]) not in computed:
+    if family not in _ACTIVATIONS:
+        return
+    field, computed = _ACTIVATIONS[family]
+    if (text.get(field) or computed[0]) not in computed:
         raise inexpressible(family, field, text[field], " or ".join(map(repr, computed)))

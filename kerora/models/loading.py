@@ -363,10 +363,9 @@ def _own_template(name: str) -> str | None:
         return gguf_chat_template(name)
     if not (Path(name) / CHAT_TEMPLATE_FILE).is_file() and not _is_huggingface(name):
         return None
-    tools_file = f"additional_chat_templates/{WITH_TOOLS}.jinja"
-    files = {PLAIN: CHAT_TEMPLATE_FILE, WITH_TOOLS: tools_file}
-    paths = {kind: preset_file(name, file) for kind, file in files.items()}
-    if paths[PLAIN] is not None:
+    if (path := preset_file(name, CHAT_TEMPLATE_FILE)) is not None:
+        with_tools = preset_file(name, f"additional_chat_templates/{WITH_TOOLS}.jinja")
+        paths = {PLAIN: path, WITH_TOOLS: with_tools}
         return one_template({k: read_text(p, ModelSourceError) for k, p in paths.items() if p})
     if (path := preset_file(name, "tokenizer_config.json")) is None:
         return None

@@ -10,7 +10,7 @@ import pytest
 from backends import once
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.interchange import BOUND, difference, randomize_keras, randomize_peft
+from benchmarks.interchange import BOUND, difference, randomize_keras
 from benchmarks.tiny_logits import keras_logits, torch_logits
 from benchmarks.tiny_transformers import tiny_transformers
 from kerora.adapters import AdapterError, LoraConfig, adapter_configs, add_adapter
@@ -19,9 +19,11 @@ from kerora.interchange import load_adapter, save_adapter
 from kerora.interchange.merge import merge_folder
 from kerora.models.loading import load_backbone
 
-peft = pytest.importorskip("peft")
+pytest.importorskip("peft")
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+from peft_models import tuned_by_peft  # noqa: E402 - needs peft
+
 pytestmark = once
 
 # What transformers 4 called the modules, as files still do.
@@ -50,16 +52,10 @@ OLD = {
 TARGETS = ["q_proj", "v_proj", "o_proj", "fc1", "fc2", "up_proj"]
 
 
-def tuned_by_peft(base, folder, **fields):
+def tuned_on_targets(base, folder, **fields):
+    """A PEFT model with a random adapter on what of `TARGETS` it has, saved to `folder`."""
     targets = [name for name in TARGETS if any(m.endswith(name) for m, _ in base.named_modules())]
-    fields = {"r": 3, "lora_alpha": 5, "target_modules": targets, **fields}
-    config = peft.LoraConfig(**fields)
-    tuned = peft.get_peft_model(base, config).eval()
-    randomize_peft(tuned)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tuned.save_pretrained(folder)
-    return tuned
+    return tuned_by_peft(base, folder, **{"target_modules": targets, **fields})
 
 
 def rename(folder, renames):
@@ -81,7 +77,7 @@ def test_names_of_older_versions_are_read_and_merged(family, tmp_path):
     base = tiny_transformers(family, tmp_path / "base")
     backbone = load_backbone(tmp_path / "base")
     before = keras_logits(backbone)
-    tuned = tuned_by_peft(base, tmp_path / "adapter", bias="lora_only")
+    tuned = tuned_on_targets(base, tmp_path / "adapter", bias="lora_only")
     rename(tmp_path / "adapter", OLD[family])
     load_adapter(backbone, tmp_path / "adapter")
     assert np.abs(keras_logits(backbone) - before).max() > 0.5
@@ -96,7 +92,7 @@ def test_an_adapter_of_a_classifier(family, tmp_path):
     kind = transformers.AutoModelForImageClassification
     classifier = kind.from_pretrained(tmp_path / "bare", num_labels=3).eval()
     classifier.save_pretrained(tmp_path / "whole")
-    tuned = tuned_by_peft(classifier, tmp_path / "adapter", modules_to_save=["classifier"])
+    tuned = tuned_on_targets(classifier, tmp_path / "adapter", modules_to_save=["classifier"])
     backbone = load_backbone(tmp_path / "whole")
     load_adapter(backbone, tmp_path / "adapter", leave_out=["classifier"])
     inner = getattr(tuned.base_model.model, family)
@@ -112,7 +108,7 @@ def test_an_adapter_of_the_encoder_goes_into_a_classifier(tmp_path):
     base = tiny_transformers("vit", tmp_path / "bare")
     kind = transformers.AutoModelForImageClassification
     kind.from_pretrained(tmp_path / "bare").save_pretrained(tmp_path / "whole")
-    tuned = tuned_by_peft(base, tmp_path / "adapter")
+    tuned = tuned_on_targets(base, tmp_path / "adapter")
     merge_folder(tmp_path / "whole", tmp_path / "adapter", tmp_path / "merged")
     assert difference(load_backbone(tmp_path / "merged"), tuned) < BOUND
 

@@ -1,7 +1,5 @@
 """Adapters of models that compare images with texts: tables, and one encoder's alone."""
 
-import warnings
-
 import keras
 import numpy as np
 import pytest
@@ -22,20 +20,12 @@ from kerora.interchange import load_adapter, save_adapter
 from kerora.interchange.merge import merge_folder
 from kerora.models.loading import load_backbone
 
-peft = pytest.importorskip("peft")
+pytest.importorskip("peft")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+from peft_models import save_quietly, tuned_by_peft  # noqa: E402 - needs peft
+
 pytestmark = once
-
-
-def tuned_by_peft(base, folder, targets):
-    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets)
-    tuned = peft.get_peft_model(base, config).eval()
-    randomize_peft(tuned)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tuned.save_pretrained(folder)
-    return tuned
 
 
 def test_tables_of_both_encoders_go_both_ways_and_are_merged(tmp_path):
@@ -52,9 +42,7 @@ def test_tables_of_both_encoders_go_both_ways_and_are_merged(tmp_path):
     assert difference(model, tuned) < BOUND
 
     randomize_peft(tuned)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tuned.save_pretrained(tmp_path / "again")
+    save_quietly(tuned, tmp_path / "again")
     other = load_backbone(tmp_path / "base")
     load_adapter(other, tmp_path / "again")
     assert difference(other, tuned) < BOUND
@@ -65,7 +53,7 @@ def test_tables_of_both_encoders_go_both_ways_and_are_merged(tmp_path):
 
 def test_positions_of_texts_are_refused_by_name(tmp_path):
     base = tiny_transformers("metaclip_2", tmp_path / "base")
-    tuned_by_peft(base, tmp_path / "adapter", ["position_embedding"])
+    tuned_by_peft(base, tmp_path / "adapter", target_modules=["position_embedding"])
     with pytest.raises(AdapterError, match=r"text_model\.embeddings\.position_embedding"):
         load_adapter(load_backbone(tmp_path / "base"), tmp_path / "adapter")
 
@@ -74,7 +62,7 @@ def test_an_adapter_of_one_encoder_below_its_projection(tmp_path):
     tiny_transformers("metaclip_2", tmp_path / "base")
     half = transformers.MetaClip2VisionModelWithProjection.from_pretrained(tmp_path / "base")
     targets = ["q_proj", "fc2", "visual_projection"]
-    tuned = tuned_by_peft(half.eval(), tmp_path / "adapter", targets)
+    tuned = tuned_by_peft(half.eval(), tmp_path / "adapter", target_modules=targets)
     model = load_backbone(tmp_path / "base")
 
     def embeddings():
@@ -91,7 +79,7 @@ def test_an_adapter_of_one_encoder_below_its_projection(tmp_path):
 def test_an_adapter_that_could_be_of_either_encoder_is_refused(tmp_path):
     tiny_transformers("metaclip_2", tmp_path / "base")
     bare = transformers.MetaClip2TextModel.from_pretrained(tmp_path / "base").eval()
-    tuned_by_peft(bare, tmp_path / "adapter", ["q_proj"])
+    tuned_by_peft(bare, tmp_path / "adapter", target_modules=["q_proj"])
     with pytest.raises(AdapterError, match=r"no layer for 2 of the 2 adapted modules: encoder\."):
         load_adapter(load_backbone(tmp_path / "base"), tmp_path / "adapter")
     with pytest.raises(AdapterError, match="the base has 2 of that name"):

@@ -1,7 +1,6 @@
 """Adapters of models that take an image and a text."""
 
 import re
-import warnings
 
 import numpy as np
 import pytest
@@ -25,9 +24,11 @@ from kerora.interchange import huggingface_weights, load_adapter, save_adapter
 from kerora.interchange.merge import merge_folder
 from kerora.models.loading import load_backbone
 
-peft = pytest.importorskip("peft")
+pytest.importorskip("peft")
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
+from peft_models import save_quietly, tuned_by_peft  # noqa: E402 - needs peft
+
 pytestmark = once
 
 
@@ -144,19 +145,6 @@ def test_tables_of_blip2_are_refused_by_name(family, targets, tmp_path):
     add_adapter(backbone, LoraConfig(rank=2, targets=targets))
     with pytest.raises(AdapterError, match=r"the table '(language|vision)_model\.\S*'"):
         save_adapter(backbone, tmp_path / "adapter")
-
-
-def tuned_by_peft(base, folder, **fields):
-    tuned = peft.get_peft_model(base, peft.LoraConfig(r=3, lora_alpha=5, **fields)).eval()
-    randomize_peft(tuned)
-    save_quietly(tuned, folder)
-    return tuned
-
-
-def save_quietly(tuned, folder):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tuned.save_pretrained(folder)
 
 
 def rename(folder, renames):
