@@ -57,8 +57,6 @@ class Answer:
 def score_tokens(model: keras.Model, batches: Batches) -> TokenScores:
     """Loss and accuracy over one epoch of batches, each token weighing the same.
 
-    Keras' own `evaluate` averages the losses of batches, however many tokens each has.
-
     Args:
         model: A compiled task of kerora.
         batches: The data; its supervised tokens alone count.

@@ -14,6 +14,7 @@ from kerora.keyword_hints import hints
 from kerora.training.fit_data import DataOptions, text_batches, warn_of_lost_rows
 from kerora.training.losses import TokenLoss, check_text_loss
 from kerora.training.step import CompiledStep, StepModel
+from kerora.training.step_metrics import weigh_loss_by_tokens
 
 
 class TextTraining(StepModel):
@@ -47,7 +48,6 @@ class TextTraining(StepModel):
             weighted_metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
         metrics = _as_objects(kwargs.pop("metrics", None))
         weighted_metrics = _as_objects(weighted_metrics)
-        self._read_compiled(loss, metrics, weighted_metrics)
         if sampler is None:
             sampler = getattr(self, "sampler", None)
         more = {} if sampler is None else {"sampler": sampler}
@@ -59,6 +59,7 @@ class TextTraining(StepModel):
             **more,
             **kwargs,
         )
+        self._read_compiled(loss, metrics, weighted_metrics)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -66,6 +67,9 @@ class TextTraining(StepModel):
 
     def _read_compiled(self, loss: Any, metrics: Any, weighted_metrics: Any) -> None:
         self._compiled = CompiledStep.read(loss, [*(metrics or ()), *(weighted_metrics or ())])
+        weigh_loss_by_tokens(self)
+        # What Keras made of an earlier step knows nothing of this.
+        self.train_function = self.test_function = None
 
     @hints(
         {

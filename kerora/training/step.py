@@ -21,6 +21,7 @@ from kerora.training.attention import training_attention
 from kerora.training.losses import TokenLoss
 from kerora.training.objective import Head, find_head, next_token_loss
 from kerora.training.replicas import over_replicas
+from kerora.training.step_metrics import LatestValue, LossMean
 
 Reduction = Literal["tokens", "positions", "sum"]
 _REDUCTIONS: dict[str, Reduction] = {
@@ -69,8 +70,12 @@ class CompiledStep:
         return cls(objective, tuple(metrics) if objective else ())
 
 
+def _reduction(loss: Any) -> Reduction | None:
+    return _REDUCTIONS.get(getattr(loss, "reduction", None) or "none")
+
+
 def _read_objective(loss: Any) -> Objective | None:
-    reduction = _REDUCTIONS.get(getattr(loss, "reduction", None) or "none")
+    reduction = _reduction(loss)
     if reduction is None:
         return None
     if isinstance(loss, TokenLoss):
@@ -90,6 +95,7 @@ class StepModel(ModelMixin):
 
     train_function: Any
     test_function: Any
+    _loss_tracker: LossMean
     _compiled: CompiledStep
     _in_step: bool = False
 
@@ -161,7 +167,8 @@ class StepModel(ModelMixin):
         head, objective = self._step_head(), self._compiled.objective
         if head is None or objective is None:
             loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-            self._report_step(x, loss)
+            by_tokens = _reduction(self.loss) == "tokens" and sample_weight is not None
+            self._report_step(x, loss, ops.sum(sample_weight) if by_tokens else None)
             return loss
         weights = ops.ones(ops.shape(y)) if sample_weight is None else sample_weight
         weights = ops.cast(weights, "float32")
@@ -182,7 +189,7 @@ class StepModel(ModelMixin):
         loss = sums.loss_sum / _divisor(objective.reduction, y, weight_sum)
         for extra in self.losses:
             loss = loss + ops.sum(ops.cast(extra, "float32")) / over_replicas(1.0)
-        self._report_step(x, loss)
+        self._report_step(x, loss, weight_sum if objective.reduction == "tokens" else None)
         return loss
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -205,10 +212,16 @@ class StepModel(ModelMixin):
             self.train_function = None
             self.test_function = None
 
-    def _report_step(self, x: Any, loss: Any) -> None:
-        if self._in_step and hasattr(self, "step_report"):
+    def _report_step(self, x: Any, loss: Any, token_weight: Any) -> None:
+        """Keep Keras' metrics; `token_weight` is None where the loss is no mean over tokens."""
+        if not self._in_step:
+            return
+        loss = over_replicas(ops.stop_gradient(loss))
+        rows = ops.cast(ops.shape(x["padding_mask"])[0], "float32")
+        self._loss_tracker.add(loss, over_replicas(rows) if token_weight is None else token_weight)
+        if hasattr(self, "step_report"):
             of_loss, of_tokens = self.step_report
-            of_loss.update_state(over_replicas(ops.stop_gradient(loss)))
+            of_loss.update_state(loss)
             real = ops.cast(ops.greater(x["padding_mask"], 0), "float32")
             of_tokens.update_state(over_replicas(ops.sum(real)))
 
@@ -218,17 +231,3 @@ def _divisor(reduction: Reduction, labels: Any, weight_sum: Any) -> Any:
         return ops.maximum(weight_sum, 1e-9)
     size = ops.cast(ops.size(labels), "float32")
     return over_replicas(size) if reduction == "positions" else 1.0
-
-
-class LatestValue(keras.metrics.Metric):
-    """A metric that is what it was last given."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name=name, dtype="float32")
-        self.value = self.add_variable((), initializer="zeros", name="value")
-
-    def update_state(self, value: Any) -> None:
-        self.value.assign(ops.cast(value, "float32"))
-
-    def result(self) -> Any:
-        return ops.copy(self.value.value)
