@@ -9,9 +9,8 @@ from benchmarks.worker import Rows, Settings
 
 class Kerora:
     def __init__(self, settings: Settings) -> None:
+        import kerora  # isort: skip - first, as the README has it
         import keras
-
-        import kerora
 
         keras.utils.set_random_seed(settings.seed)
         self.settings = settings

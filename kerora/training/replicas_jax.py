@@ -53,6 +53,29 @@ def with_replicas(model: Any, step: Any) -> Any:
     return model._make_function(ReplicatedStep(model, devices)) if fits else step
 
 
+def on_first_device(step: Any) -> Any:
+    """A step of Keras' `evaluate` that is compiled once, also after steps that were shared out.
+
+    Those leave values that are bound to the first device, beside metrics that are bound to none
+    until a step has returned them: two kinds of arguments, for each of which JAX would compile.
+
+    Args:
+        step: What Keras made: takes the state and an iterator over batches.
+
+    Returns:
+        The step itself where JAX has one device, no CPU, or a distribution.
+    """
+    devices = jax.local_devices()
+    if len(devices) == 1 or devices[0].platform != "cpu" or keras.distribution.distribution():
+        return step
+
+    @functools.wraps(step)
+    def bound(state: Any, iterator: Any) -> Any:
+        return step(jax.device_put(state, devices[0]), iterator)
+
+    return bound
+
+
 class ReplicatedStep:
     """Keras' train step, its batch shared out among the devices of the CPU.
 

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-from kerora.cpu_memory import keep_freed_memory
 from kerora.model_mixin import ModelMixin
 from kerora.training.attention import training_attention
 from kerora.training.losses import TokenLoss
@@ -127,8 +126,6 @@ class StepModel(ModelMixin):
             for layer in self.preprocessor._flatten_layers():
                 if not layer.built:
                     layer.build(None)
-        if keras.backend.backend() == "jax":
-            keep_freed_memory()
         return super()._symbolic_build(*args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> None:
@@ -144,9 +141,10 @@ class StepModel(ModelMixin):
         made_before = self.test_function
         super().make_test_function(force)
         if keras.backend.backend() == "jax" and self.test_function is not made_before:
+            from kerora.training.replicas_jax import on_first_device
             from kerora.training.step_jax import guarded
 
-            self.test_function = guarded(self, self.test_function)
+            self.test_function = guarded(self, on_first_device(self.test_function))
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         with self._step():

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kerora.training.errors import OutOfMemory
+from kerora.training.step_memory_jax import StepMemory
 
 _NO_MEMORY = "RESOURCE_EXHAUSTED"
 _LOST = " The model's values went with the step: load it again."
@@ -30,10 +31,14 @@ def guarded(model: Any, step: Step) -> Step:
         The same step. It raises `OutOfMemory` in place of XLA's error.
     """
 
+    memory = StepMemory()
+
     @functools.wraps(step)
     def guarded_step(state: Any, iterator: Any) -> Any:
         try:
-            return step(state, iterator)
+            result = step(state, iterator)
+            memory.after_step()
+            return result
         except BaseException as error:
             lost = "" if _give_back(model, state) else _LOST
             if _NO_MEMORY in str(error):

@@ -144,6 +144,14 @@ def test_a_batch_that_cannot_be_shared_is_trained_whole_between_others(monkeypat
 
 
 @several
+def test_an_evaluation_after_shared_steps_is_compiled_once(model, caplog):
+    model.fit(ROWS, sequence_length=16, batch_size=2, packing=False, verbose=0)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        model.evaluate(ROWS, sequence_length=16, batch_size=2, packing=False, verbose=0)
+    compiled = [r for r in caplog.messages if "XLA compilation of jit(test_step)" in r]
+    assert len(compiled) == 1
+
+
 def test_each_replica_draws_numbers_of_its_own(model):
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:2]), ("replicas",))
     seeds = [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
