@@ -52,8 +52,8 @@ def _resident_bytes() -> int:
 
 @functools.cache
 def _release_after_compiling() -> None:
-    def compiled(event: str, seconds: float, **_: Any) -> None:
-        if event == _COMPILED and seconds > _LONG:
+    def compiled(event: str, duration_secs: float, **_: Any) -> None:
+        if event == _COMPILED and duration_secs > _LONG:
             release_freed_memory()
 
     jax.monitoring.register_event_duration_secs_listener(compiled)
