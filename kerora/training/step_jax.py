@@ -37,8 +37,6 @@ def guarded(model: Any, step: Step) -> Step:
     def guarded_step(state: Any, iterator: Any) -> Any:
         try:
             result = step(state, iterator)
-            memory.after_step()
-            return result
         except BaseException as error:
             lost = "" if _give_back(model, state) else _LOST
             if _NO_MEMORY in str(error):
@@ -49,6 +47,8 @@ def guarded(model: Any, step: Step) -> Step:
             if lost:
                 error.add_note(lost.strip())
             raise
+        memory.after_step()
+        return result
 
     return guarded_step
 
