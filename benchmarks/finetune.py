@@ -165,12 +165,18 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def parse() -> argparse.Namespace:
+def command_of(description: str | None) -> argparse.ArgumentParser:
+    """A command that is given a model and data."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="a Hugging Face folder")
     parser.add_argument("--data", required=True, help="a .jsonl of instruction and response")
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    parser = command_of(__doc__)
     parser.add_argument("--backends", default="jax", help="of kerora: jax,torch,tensorflow")
     parser.add_argument(
         "--rivals",

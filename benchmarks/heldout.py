@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
-from benchmarks.finetune import Worker
+from benchmarks.finetune import Worker, command_of
 from benchmarks.rows import read_rows
 from benchmarks.worker import Rows, Settings
 
@@ -51,7 +49,7 @@ def measure(label: str, common: Settings, rates: list[float], seeds: int, split:
         settings = dataclasses.replace(common, learning_rate=best, seed=seed)
         found.append(losses(label, settings, split)[1])
     print(f"{label}, held out: {', '.join(f'{loss:.4f}' for loss in found)}", flush=True)
-    return {"learning_rate": best, "choosing": by_rate, "heldout_losses": found}
+    return {"learning_rate": best, "heldout_losses": found}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -67,23 +65,16 @@ def table(results: dict[str, Any]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True, help="a Hugging Face folder")
-    parser.add_argument("--data", required=True, help="a .jsonl of instruction and response")
+    parser = command_of(__doc__)
     parser.add_argument("--rows", type=int, default=192, help="rows to train on")
     parser.add_argument("--heldout", type=int, default=64, help="rows to choose by, and to report")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rank", type=int, default=4)
     parser.add_argument(
         "--rates",
         type=lambda text: [float(part) for part in text.split(",")],
         default=[2e-4, 4e-4, 8e-4],
         help="learning rates for each example of a batch",
     )
-    parser.add_argument("--dtype", default="float32", help="of the base")
-    parser.add_argument("--json", type=Path, help="keep everything measured in this file")
     return parser.parse_args()
 
 
@@ -92,7 +83,7 @@ def main() -> None:
     size = arguments.heldout
     rows = read_rows(arguments.data, arguments.rows + 2 * size)
     split = Split(rows[2 * size :], rows[:size], rows[size : 2 * size])
-    common = Settings(model=arguments.model, rank=arguments.rank, dtype=arguments.dtype)
+    common = Settings(model=arguments.model)
     sizes = {"kerora jax": None, "PEFT batch 4": 4}
     results = {
         label: measure(
@@ -105,8 +96,6 @@ def main() -> None:
         for label, batch_size in sizes.items()
     }
     print(table(results))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -152,6 +152,7 @@ def test_an_evaluation_after_shared_steps_is_compiled_once(model, caplog):
     assert len(compiled) == 1
 
 
+@several
 def test_each_replica_draws_numbers_of_its_own(model):
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:2]), ("replicas",))
     seeds = [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]

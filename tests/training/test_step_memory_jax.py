@@ -45,10 +45,10 @@ print(most / SIZE)
 """
 
 
-def blocks_held(how):
+def printed(program, argument, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", STEPS, how],
-        env={**os.environ, "KERAS_BACKEND": "jax"},
+        [sys.executable, "-c", program, argument],
+        env={**os.environ, "KERAS_BACKEND": "jax", **environment},
         capture_output=True,
         text=True,
         check=True,
@@ -57,12 +57,13 @@ def blocks_held(how):
 
 
 def test_a_process_keeps_what_a_step_takes():
-    if blocks_held("alone") < 4:
+    if printed(STEPS, "alone") < 4:
         pytest.skip("this C library puts a block where one of its size was")
-    assert blocks_held("watched") < 3.5
+    assert printed(STEPS, "watched") < 3.5
 
 
 COMPILE = """
+import sys
 import jax
 import kerora
 from kerora.cpu_memory import keep_freed_memory
@@ -75,7 +76,7 @@ def program(x):
 
 keep_freed_memory()
 before = _resident_bytes()
-if WATCHED:
+if sys.argv[1] == "watched":
     StepMemory()
 jax.jit(program).lower(jax.numpy.ones((64, 64))).compile()
 print((_resident_bytes() - before) / 2**20)
@@ -83,19 +84,7 @@ print((_resident_bytes() - before) / 2**20)
 
 
 def test_what_compiling_took_goes_back(tmp_path):
-    def kept(watched):
-        done = subprocess.run(
-            [sys.executable, "-c", COMPILE.replace("WATCHED", str(watched))],
-            env={
-                **os.environ,
-                "KERAS_BACKEND": "jax",
-                "XDG_CACHE_HOME": str(tmp_path / str(watched)),
-            },
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return float(done.stdout)
-
-    alone, watched = kept(False), kept(True)
+    alone, watched = (
+        printed(COMPILE, how, XDG_CACHE_HOME=str(tmp_path / how)) for how in ("alone", "watched")
+    )
     assert watched < 0.8 * alone
