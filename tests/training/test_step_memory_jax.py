@@ -62,24 +62,31 @@ def test_a_process_keeps_what_a_step_takes():
     assert printed(STEPS, "watched") < 3.5
 
 
+# Small blocks that were freed, under one that is kept: the C library holds on to them all.
 COMPILE = """
-import sys
+import ctypes, sys
 import jax
 import kerora
 from kerora.cpu_memory import keep_freed_memory
+from kerora.training import step_memory_jax
 from kerora.training.step_memory_jax import StepMemory, _resident_bytes
 
-def program(x):
-    for i in range(150):
-        x = jax.numpy.sin(x @ x) + i
-    return x
+library = ctypes.CDLL("libc.so.6")
+library.malloc.restype = ctypes.c_void_p
+SIZE, COUNT = 2**12, 50_000
 
-keep_freed_memory()
-before = _resident_bytes()
+step_memory_jax._LONG = 0.0
 if sys.argv[1] == "watched":
     StepMemory()
-jax.jit(program).lower(jax.numpy.ones((64, 64))).compile()
-print((_resident_bytes() - before) / 2**20)
+keep_freed_memory()
+before = _resident_bytes()
+blocks = [library.malloc(ctypes.c_size_t(SIZE)) for _ in range(COUNT)]
+kept = library.malloc(ctypes.c_size_t(SIZE))
+for block in blocks:
+    ctypes.memset(block, 1, SIZE)
+    library.free(ctypes.c_void_p(block))
+jax.jit(lambda x: jax.numpy.sin(x @ x)).lower(jax.numpy.ones((64, 64))).compile()
+print((_resident_bytes() - before) / (SIZE * COUNT))
 """
 
 
@@ -87,4 +94,5 @@ def test_what_compiling_took_goes_back(tmp_path):
     alone, watched = (
         printed(COMPILE, how, XDG_CACHE_HOME=str(tmp_path / how)) for how in ("alone", "watched")
     )
-    assert watched < 0.8 * alone
+    assert alone > 0.9, "this C library keeps nothing"
+    assert watched < 0.5
