@@ -95,6 +95,12 @@ GGUF_FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2_moe": {},
     "qwen2_moe_tied": {},
     "qwen3_moe": {},
+    "qwen3_5": {},
+    "qwen3_5_moe": {},
+    "gemma4": {},
+    # The tokens that are compared have an input of their own for each layer.
+    "gemma3n": {"vocab_size_per_layer_input": 64},
+    "smollm3": {},
 }
 
 

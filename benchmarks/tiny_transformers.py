@@ -86,6 +86,13 @@ _QWEN3_5 = {
     "linear_value_head_dim": 8,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
+    # llama.cpp refuses sections that are longer than a head.
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10_000.0,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [1, 1, 0],
+    },
 }
 _GPT2 = {
     "vocab_size": 64,
@@ -294,6 +301,9 @@ def tiny_transformers(name: str, folder: Path, **overrides: Any) -> Any:
             # A T5 divides its scores by nothing, and large ones would show how float32 rounds.
             spread = 0.15 if name == "blip2_t5" else 0.3
             weight.copy_(torch.randn_like(weight) * spread + offset)
+        for index, (scalar_name, scalar) in enumerate(model.named_buffers()):
+            if scalar_name.endswith("layer_scalar"):
+                scalar.fill_(0.7 + 0.1 * (index % 7))
     model.save_pretrained(folder)
     return model
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,7 +20,9 @@ from kerora.adapters.saved_model import own_class
 from kerora.interchange.atomic_folder import folder_beside
 from kerora.interchange.contents import AdapterContents, inspect_adapter
 from kerora.interchange.peft import save_adapter
-from kerora.models.gguf_tensors import gguf_names, halves_to_interleaved, is_permuted
+from kerora.models.families import decoder_blocks
+from kerora.models.gguf_order import Heads, stored_order
+from kerora.models.gguf_tensors import gguf_names
 
 _ARCHITECTURES = {
     "LlamaBackbone": "llama",
@@ -32,6 +35,9 @@ _ARCHITECTURES = {
     "MixtralBackbone": "llama",
     "QwenMoeBackbone": "qwen2moe",
     "Qwen3MoeBackbone": "qwen3moe",
+    "Qwen3_5Backbone": "qwen35",
+    "Qwen3_5MoeBackbone": "qwen35moe",
+    "SmolLM3Backbone": "smollm3",
 }
 
 
@@ -94,9 +100,8 @@ def _tensors(
             "A GGUF adapter cannot hold trained biases. Train with the bias 'none', or merge "
             "the adapter into its base."
         )
-    names = gguf_names(architecture, backbone.num_layers)
-    head_dim = getattr(backbone, "head_dim", None)
-    head_dim = head_dim or backbone.hidden_dim // backbone.num_query_heads
+    names = gguf_names(architecture, len(decoder_blocks(backbone)))
+    heads = _heads(backbone)
     tensors = {}
     for module, (a, b) in contents.factors.items():
         found = names.get(f"{module}.weight")
@@ -105,11 +110,22 @@ def _tensors(
                 f"A GGUF adapter cannot hold an adapter on '{module}'. Leave it out of the "
                 "targets, or merge the adapter into its base."
             )
-        if is_permuted(architecture, f"{module}.weight"):
-            b = halves_to_interleaved(b, head_dim)
+        order = stored_order(architecture, f"{module}.weight", heads, len(b))
+        if order is not None:
+            axis, indices = order
+            place = np.argsort(indices)
+            a, b = (a, b[place]) if axis == 0 else (a[:, place], b)
         tensors[f"{found}.lora_a"] = np.ascontiguousarray(a, "float32")
         tensors[f"{found}.lora_b"] = np.ascontiguousarray(b, "float32")
     return tensors
+
+
+def _heads(backbone: Any) -> Heads:
+    fields = {name: getattr(backbone, name, 0) for name in Heads.__dataclass_fields__}
+    if not fields["head_dim"]:
+        count = getattr(backbone, "num_query_heads", None) or backbone.num_attention_heads
+        fields["head_dim"] = backbone.hidden_dim // count
+    return Heads(**fields)
 
 
 def _write(path: Path, architecture: str, alpha: float, tensors: dict[str, np.ndarray]) -> None:

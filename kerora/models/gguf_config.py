@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from kerora.models.gguf_experts import SHARED_GATE, expert_fields, expert_shapes, has_experts
+from kerora.models.gguf_experts import expert_fields, has_experts
 from kerora.models.gguf_file import GGUFFile
+from kerora.models.gguf_gemma3n import gemma3n_fields
+from kerora.models.gguf_gemma4 import gemma4_fields
+from kerora.models.gguf_later_gemma import LATER_GEMMA
 from kerora.models.gguf_metadata import Metadata
+from kerora.models.gguf_qwen35 import QWEN35, qwen35_fields, qwen35_layers
 from kerora.models.gguf_rope import llama3_scaling
+from kerora.models.gguf_shapes import check_shapes
 
 # GGUF architecture -> Hugging Face `model_type`. A Mistral is converted to GGUF as "llama", and so
 # is a Mixtral.
@@ -23,6 +28,11 @@ FAMILIES = {
     "qwen3": "qwen3",
     "qwen2moe": "qwen2_moe",
     "qwen3moe": "qwen3_moe",
+    "qwen35": "qwen3_5_text",
+    "qwen35moe": "qwen3_5_moe_text",
+    "gemma4": "gemma4_text",
+    "gemma3n": "gemma3n_text",
+    "smollm3": "smollm3",
 }
 _CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -35,10 +45,17 @@ _CLASSES = {
     "mixtral": "MixtralForCausalLM",
     "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "gemma4_text": "Gemma4ForCausalLM",
+    "gemma3n_text": "Gemma3nForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
 }
 # The one size of each family whose queries are scaled by hidden / heads, by its number of layers;
 # GGUF files say nothing of it, and llama.cpp knows it by the same number.
 _SCALED_BY_HIDDEN = {"gemma2": 46, "gemma3_text": 62}
+# SmolLM3's layers without rotary positions; no file says it, and llama.cpp has the same number.
+_NO_ROPE_STEP = 4
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -70,104 +87,83 @@ def huggingface_config(file: GGUFFile) -> dict[str, Any]:
         ModelSourceError: If the metadata lack a value, hold one of another type, or contradict the
             tensors.
     """
-    prefix = architecture(file)
-    family = FAMILIES[prefix]
-    metadata = Metadata(file, prefix)
-    vocabulary, hidden = _table_shape(file)
-    heads = metadata.size("attention.head_count")
-    head_dim = metadata.size("attention.key_length", hidden // heads)
-    if family == "llama" and has_experts(metadata):
-        family = "mixtral"
-    elif family == "llama" and head_dim * heads != hidden:
-        family = "mistral"  # KerasHub's Llama has no other head size.
-    config: dict[str, Any] = {
-        "architectures": [_CLASSES[family]],
-        "model_type": family,
-        "vocab_size": vocabulary,
+    arch = architecture(file)
+    metadata = Metadata(file, arch)
+    config = _common_fields(file, metadata, _layer_count(file, metadata, arch))
+    family, own = _own_fields(file, metadata, FAMILIES[arch], config)
+    config |= {"architectures": [_CLASSES[family]], "model_type": family} | own
+    check_shapes(file, config)
+    if family in QWEN35 + LATER_GEMMA:
+        return config
+    return config | _rotary(file, metadata, config) | _attention(metadata, config)
+
+
+def _layer_count(file: GGUFFile, metadata: Metadata, arch: str) -> int:
+    is_qwen35 = FAMILIES[arch] in QWEN35
+    layers = qwen35_layers(file, metadata) if is_qwen35 else metadata.size("block_count")
+    # Before a list with an entry for each of them is made.
+    if (last := f"blk.{layers - 1}.attn_norm.weight") not in file.tensors:
+        raise file.error(f"it holds no tensor '{last}'")
+    return layers
+
+
+def _common_fields(file: GGUFFile, metadata: Metadata, layers: int) -> dict[str, Any]:
+    table = file.tensors.get("token_embd.weight")
+    if table is None or len(table.shape) != 2:
+        raise file.error("it holds no matrix 'token_embd.weight'")
+    return {
+        "vocab_size": table.shape[0],
         "hidden_size": metadata.size("embedding_length"),
-        "intermediate_size": metadata.size("feed_forward_length"),
-        "num_hidden_layers": metadata.size("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": metadata.size("attention.head_count_kv", heads),
-        "head_dim": head_dim,
+        "num_hidden_layers": layers,
+        "num_attention_heads": metadata.size("attention.head_count"),
         "max_position_embeddings": metadata.size("context_length"),
         "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
-    config |= expert_fields(file, metadata, family)
+
+
+def _own_fields(
+    file: GGUFFile, metadata: Metadata, family: str, common: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    layers = common["num_hidden_layers"]
+    if family == "gemma4_text":
+        return family, gemma4_fields(file, metadata, layers)
+    heads, hidden = common["num_attention_heads"], common["hidden_size"]
+    head_dim = metadata.size("attention.key_length", max(hidden // heads, 1))
     if metadata.size("attention.value_length", head_dim) != head_dim:
         raise file.error("its keys and values differ in length")
-    if metadata.size("rope.dimension_count", head_dim) != head_dim:
+    if family in QWEN35:
+        own = qwen35_fields(file, metadata, layers, head_dim)
+    elif metadata.size("rope.dimension_count", head_dim) != head_dim:
         raise file.error("only a part of each head is rotated")
-    _check_sizes(file, config)
-    return config | _rotary(file, metadata, family, head_dim) | _attention(metadata, config)
-
-
-def _table_shape(file: GGUFFile) -> tuple[int, int]:
-    table = file.tensors.get("token_embd.weight")
-    if table is None or len(table.shape) != 2:
-        raise file.error("it holds no matrix 'token_embd.weight'")
-    return table.shape[0], table.shape[1]
-
-
-def _check_sizes(file: GGUFFile, config: dict[str, Any]) -> None:
-    hidden, head_dim = config["hidden_size"], config["head_dim"]
-    queries = config["num_attention_heads"] * head_dim
-    keys = config["num_key_value_heads"] * head_dim
-    table = (config["vocab_size"], hidden)
-    expected = {"token_embd.weight": table, "output_norm.weight": (hidden,)}
-    if not config["tie_word_embeddings"]:
-        expected["output.weight"] = table
-    layer = {
-        "attn_norm": (hidden,),
-        "attn_q": (queries, hidden),
-        "attn_k": (keys, hidden),
-        "attn_v": (keys, hidden),
-        "attn_output": (hidden, queries),
-        "ffn_norm": (hidden,),
-        **(expert_shapes(config) or _dense_shapes(config)),
+    elif family == "gemma3n_text":
+        return family, gemma3n_fields(file, metadata, layers) | {"head_dim": head_dim}
+    else:
+        own = {}
+    if family == "llama" and has_experts(metadata):
+        family = "mixtral"
+    elif family == "llama" and head_dim * heads != hidden:
+        family = "mistral"  # KerasHub's Llama has no other head size.
+    # Files of Qwen 3.5 MoE have the size of an expert alone.
+    inner = metadata.size("feed_forward_length", metadata.get("expert_feed_forward_length"))
+    own |= {
+        "intermediate_size": inner,
+        "num_key_value_heads": metadata.size("attention.head_count_kv", heads),
+        "head_dim": head_dim,
     }
-    # Not all names at once: the number of layers is not checked yet.
-    for index in range(config["num_hidden_layers"]):
-        for part, shape in layer.items():
-            # Its one row is written as a vector, and by some as a matrix.
-            also = (1, *shape) if part == SHARED_GATE else shape
-            _check_shape(file, f"blk.{index}.{part}.weight", shape, also)
-    for name, shape in expected.items():
-        _check_shape(file, name, shape)
+    return family, own | expert_fields(file, metadata, family)
 
 
-def _dense_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    return {
-        "ffn_gate": (inner, hidden),
-        "ffn_up": (inner, hidden),
-        "ffn_down": (hidden, inner),
-    }
-
-
-def _check_shape(
-    file: GGUFFile, name: str, shape: tuple[int, ...], also: tuple[int, ...] = ()
-) -> None:
-    tensor = file.tensors.get(name)
-    if tensor is None:
-        raise file.error(f"it holds no tensor '{name}'")
-    if tensor.shape not in (shape, also):
-        raise file.error(
-            f"tensor '{name}' has the shape {tensor.shape}, and the metadata make it {shape}"
-        )
-
-
-def _rotary(file: GGUFFile, metadata: Metadata, family: str, head_dim: int) -> dict[str, Any]:
+def _rotary(file: GGUFFile, metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     theta = metadata.number("rope.freq_base", 10_000.0)
     kind = metadata.get("rope.scaling.type") or "none"
     scaling: dict[str, Any] = {"rope_type": "default"}
     if kind != "none":
         scaling = {"rope_type": kind, "factor": metadata.number("rope.scaling.factor")}
     if _ROPE_FACTORS in file.tensors:
-        scaling = llama3_scaling(file, _ROPE_FACTORS, theta, head_dim)
+        scaling = llama3_scaling(file, _ROPE_FACTORS, theta, config["head_dim"])
     full = {**scaling, "rope_theta": theta}
-    if family != "gemma3_text":
+    if config["model_type"] != "gemma3_text":
         return {"rope_theta": theta, "rope_parameters": full}
     if full["rope_type"] not in ("default", "linear"):
         raise file.error(f"its rotary scaling is {kind!r}; KerasHub's Gemma 3 has linear scaling")
@@ -180,6 +176,14 @@ def _attention(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     family, layers = config["model_type"], config["num_hidden_layers"]
     if family.startswith("qwen"):
         return {"use_sliding_window": False, "sliding_window": None}
+    if family == "smollm3":
+        return {
+            "no_rope_layers": [int((index + 1) % _NO_ROPE_STEP != 0) for index in range(layers)],
+            "layer_types": ["full_attention"] * layers,
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "mlp_bias": False,
+        }
     if family not in _SCALED_BY_HIDDEN:
         return {"sliding_window": None}
     scalar = config["head_dim"]

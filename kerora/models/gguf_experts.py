@@ -24,7 +24,9 @@ _MODULES = {
     ),
     "qwen2_moe": _QWEN,
     "qwen3_moe": _QWEN,
+    "qwen3_5_moe_text": _QWEN,
 }
+_SHARED_EXPERT = ("qwen2_moe", "qwen3_5_moe_text")
 
 
 def has_experts(metadata: Metadata) -> bool:
@@ -58,19 +60,25 @@ def expert_fields(file: GGUFFile, metadata: Metadata, family: str) -> dict[str, 
     fields: dict[str, Any] = {"num_experts_per_tok": used, "output_router_logits": False}
     if family == "mixtral":
         return fields | {"num_local_experts": count}
-    inner = metadata.size("feed_forward_length")
     fields |= {
         "num_experts": count,
-        "moe_intermediate_size": metadata.size("expert_feed_forward_length", inner // used),
+        "moe_intermediate_size": _expert_size(metadata, used),
         # No file says it: llama.cpp does so for every model of the architecture.
-        "norm_topk_prob": family == "qwen3_moe",
+        "norm_topk_prob": family != "qwen2_moe",
         "decoder_sparse_step": 1,
         "router_aux_loss_coef": 0.001,
     }
-    if family == "qwen2_moe":
-        shared = metadata.size("expert_shared_feed_forward_length", inner)
+    if family in _SHARED_EXPERT:
+        dense = metadata.get("feed_forward_length")
+        shared = metadata.size("expert_shared_feed_forward_length", dense)
         fields["shared_expert_intermediate_size"] = shared
     return fields
+
+
+def _expert_size(metadata: Metadata, used: int) -> int:
+    if metadata.get("expert_feed_forward_length") is not None:
+        return metadata.size("expert_feed_forward_length")
+    return metadata.size("feed_forward_length") // used
 
 
 def expert_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from kerora.models.gguf_file import GGUFFile
 
 
@@ -51,6 +53,65 @@ class Metadata:
         if not is_number or not 0 < value < math.inf:
             raise self._wrong(key, "a positive number", value)
         return value
+
+    def count(self, key: str) -> int:
+        """A whole number that may be 0, which it is where it is missing.
+
+        Raises:
+            ModelSourceError: If it is none.
+        """
+        return self.size(key) if self._is_given(key) else 0
+
+    def optional_number(self, key: str) -> float | None:
+        """A positive number; None where it is missing or 0.
+
+        Raises:
+            ModelSourceError: If it is none.
+        """
+        return self.number(key) if self._is_given(key) else None
+
+    def sizes(self, key: str, length: int) -> list[int]:
+        """Positive whole numbers, one for each layer; a single one stands for all.
+
+        Args:
+            key: Of the metadata.
+            length: Number of layers, which tensors of the file have shown to be there.
+
+        Raises:
+            ModelSourceError: If they are none, are missing, or are not as many.
+        """
+        value = self.get(key)
+        if not isinstance(value, np.ndarray):
+            return [self.size(key)] * length
+        if value.size != length or value.dtype.kind not in "iu" or not (value > 0).all():
+            raise self._wrong(key, f"{length} positive whole numbers", value)
+        return [int(number) for number in value]
+
+    def numbers(self, key: str, length: int) -> list[float]:
+        """Numbers, one for each layer, of which some may be infinite.
+
+        Raises:
+            ModelSourceError: If they are none, are missing, or are not as many.
+        """
+        value = self.get(key)
+        if not isinstance(value, np.ndarray) or value.size != length or np.isnan(value).any():
+            raise self._wrong(key, f"{length} numbers", value)
+        return [float(number) for number in value]
+
+    def flags(self, key: str, length: int) -> list[bool]:
+        """Truth values, one for each layer.
+
+        Raises:
+            ModelSourceError: If they are none, are missing, or are not as many.
+        """
+        value = self.get(key)
+        if not isinstance(value, np.ndarray) or value.size != length or set(value.flat) - {0, 1}:
+            raise self._wrong(key, f"{length} truth values", value)
+        return [bool(flag) for flag in value]
+
+    def _is_given(self, key: str) -> bool:
+        value = self.get(key)
+        return value is not None and not (isinstance(value, int | float) and value == 0)
 
     def _wrong(self, key: str, expected: str, received: object) -> Exception:
         return self._file.error(

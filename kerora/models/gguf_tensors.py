@@ -1,9 +1,9 @@
 """The tensors of a GGUF file under their Hugging Face names and in Hugging Face's layout.
 
-Names come from the `gguf` package's own table. Two layouts differ: llama.cpp's Llama rotates
-neighbouring pairs of a head where `transformers` rotates its halves, so the rows of its queries and
-keys are permuted; and Gemma's norms are stored as `1 + weight`. An expert's matrix is a part of a
-tensor, and read alone.
+Names come from the `gguf` package's own table. Some heads are kept in another order
+(`gguf_order.py`); the norms of Gemma and Qwen 3.5 that count from zero are stored as `1 + weight`,
+and Qwen 3.5's `A_log` as what is computed of it. A part of a tensor that stacks several, an
+expert's matrix for one, is read alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ from kerora.models.errors import ModelSourceError
 from kerora.models.gguf_config import architecture
 from kerora.models.gguf_experts import expert_names
 from kerora.models.gguf_file import GGUFFile
+from kerora.models.gguf_gemma3n import gemma3n_names
+from kerora.models.gguf_later_gemma import unused_tensors
+from kerora.models.gguf_metadata import Metadata
+from kerora.models.gguf_order import Heads, stored_order
 
+_MODULES = (
+    "embed_tokens",
+    "norm",
+    "embed_tokens_per_layer",
+    "per_layer_model_projection",
+    "per_layer_projection_norm",
+)
 _LAYER_MODULES = (
     "input_layernorm",
     "self_attn.q_proj",
@@ -26,6 +37,13 @@ _LAYER_MODULES = (
     "self_attn.o_proj",
     "self_attn.q_norm",
     "self_attn.k_norm",
+    "linear_attn.in_proj_qkv",
+    "linear_attn.in_proj_z",
+    "linear_attn.in_proj_a",
+    "linear_attn.in_proj_b",
+    "linear_attn.conv1d",
+    "linear_attn.norm",
+    "linear_attn.out_proj",
     "post_attention_layernorm",
     "pre_feedforward_layernorm",
     "post_feedforward_layernorm",
@@ -36,8 +54,30 @@ _LAYER_MODULES = (
     "mlp.shared_expert.up_proj",
     "mlp.shared_expert.down_proj",
     "mlp.shared_expert_gate",
+    "per_layer_input_gate",
+    "per_layer_projection",
+    "post_per_layer_input_norm",
+    "altup.correction_coefs",
+    "altup.prediction_coefs",
+    "altup.modality_router",
+    "altup.router_norm",
+    "laurel.linear_left",
+    "laurel.linear_right",
+    "laurel.post_laurel_norm",
 )
+# Hugging Face names that do not end with `.weight` or `.bias`, and how the table has them.
+_LAYER_PARAMETERS = {
+    "linear_attn.A_log": "linear_attn.A_log",
+    "linear_attn.dt_bias": "linear_attn.dt_proj.bias",
+    "layer_scalar": "layer_scalar.weight",
+    "altup.correct_output_scale": "altup.correct_output_scale.weight",
+}
+# Architectures whose norms are stored as `1 + weight`; but for `_PLAIN_NORM`.
+_SHIFTED_NORMS = ("gemma", "gemma2", "gemma3", "qwen35", "qwen35moe")
+_PLAIN_NORM = "linear_attn.norm.weight"
 _NOT_WEIGHTS = {"rope_freqs.weight"}
+_KINDS = ("weight", "bias")
+_SUFFIXES = (".weight", ".bias")
 
 
 class GGUFTensors(Mapping[str, np.ndarray]):
@@ -53,14 +93,19 @@ class GGUFTensors(Mapping[str, np.ndarray]):
 
     def __init__(self, file: GGUFFile, config: dict[str, Any]):
         self._file, self._config = file, config
-        names = gguf_names(architecture(file), config["num_hidden_layers"])
+        self._arch, self._heads = architecture(file), Heads.of(config)
+        names = gguf_names(self._arch, config["num_hidden_layers"])
+        held = set(file.tensors) - unused_tensors(config) - _NOT_WEIGHTS
         self._places: dict[str, tuple[str, int | None]] = {
-            name: (found, None) for name, found in names.items() if found in file.tensors
+            name: (found, None) for name, found in names.items() if found in held
         }
-        for name, stacked, index in expert_names(config):
+        for name, stacked, index in (*expert_names(config), *gemma3n_names(config)):
             self._places[name] = stacked, index
         found = {tensor for tensor, _ in self._places.values()}
-        left = sorted(set(file.tensors) - found - _NOT_WEIGHTS)
+        beyond = self._blocks_that_predict_ahead()
+        left = sorted(
+            name for name in set(file.tensors) - found - _NOT_WEIGHTS if not name.startswith(beyond)
+        )
         if left:
             raise ModelSourceError(
                 f"KerasHub's backbone has no place for {len(left)} of the tensors of "
@@ -70,13 +115,30 @@ class GGUFTensors(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         tensor = self._file.read(*self._places[name])
-        if is_permuted(architecture(self._file), name):
-            return interleaved_to_halves(tensor, self._config["head_dim"])
-        if self._config["model_type"].startswith("gemma") and name.endswith("norm.weight"):
-            return tensor - 1
+        order = stored_order(self._arch, name, self._heads, len(tensor))
+        if order is not None:
+            axis, indices = order
+            tensor = tensor.take(indices, axis)
+        if self._arch in _SHIFTED_NORMS and name.endswith("norm.weight"):
+            return tensor if name.endswith(_PLAIN_NORM) else tensor - 1
+        if name.endswith(".A_log"):
+            return self._logarithm(name, tensor)
+        if name.endswith(".conv1d.weight"):
+            return tensor[:, None]
         if name.endswith(".shared_expert_gate.weight"):
             return tensor.reshape(1, -1)
         return tensor
+
+    def _blocks_that_predict_ahead(self) -> tuple[str, ...]:
+        # They follow the model's own and guess further tokens; as with the `mtp.` tensors of a
+        # Hugging Face folder, the model is the same without them.
+        blocks = Metadata(self._file, self._arch).size("block_count")
+        return tuple(f"blk.{n}." for n in range(self._config["num_hidden_layers"], blocks))
+
+    def _logarithm(self, name: str, decay: np.ndarray) -> np.ndarray:
+        if not (decay < 0).all():
+            raise self._file.error(f"'{self._places[name][0]}' must hold negative numbers")
+        return np.log(-decay)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -98,39 +160,16 @@ def gguf_names(arch: str, num_layers: int) -> dict[str, str]:
 
     number = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch)
     table = gguf.get_tensor_name_map(number, num_layers)
-    modules = ["model.embed_tokens", "model.norm"]
+    modules = [f"model.{part}" for part in _MODULES]
     if not arch.startswith("gemma"):
         modules.append("lm_head")  # Gemma's is its table of embeddings.
-    modules += [f"model.layers.{i}.{part}" for i in range(num_layers) for part in _LAYER_MODULES]
-    names = {}
-    for module in modules:
-        for kind in ("weight", "bias"):
-            found = table.get_name(f"{module}.{kind}", try_suffixes=(".weight", ".bias"))
-            if found is not None:
-                names[f"{module}.{kind}"] = found
-    return names
-
-
-def is_permuted(arch: str, name: str) -> bool:
-    """Whether llama.cpp keeps the rows of this Hugging Face tensor in its own rotary order."""
-    return arch == "llama" and (".self_attn.q_proj." in name or ".self_attn.k_proj." in name)
-
-
-def interleaved_to_halves(rows: np.ndarray, head_dim: int) -> np.ndarray:
-    """Rows of queries or keys from llama.cpp's rotary order into that of `transformers`.
-
-    Args:
-        rows: `(heads * head_dim, ...)`: the pair that is rotated together lies side by side.
-        head_dim: Length of a head.
-
-    Returns:
-        The same shape; the pair lies half a head apart.
-    """
-    pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(rows.shape)
-
-
-def halves_to_interleaved(rows: np.ndarray, head_dim: int) -> np.ndarray:
-    """The inverse of `interleaved_to_halves`."""
-    halves = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])
-    return halves.swapaxes(1, 2).reshape(rows.shape)
+    layers = [f"model.layers.{index}" for index in range(num_layers)]
+    modules += [f"{layer}.{part}" for layer in layers for part in _LAYER_MODULES]
+    keys = {f"{module}.{kind}": f"{module}.{kind}" for module in modules for kind in _KINDS}
+    keys |= {
+        f"{layer}.{name}": f"{layer}.{key}"
+        for layer in layers
+        for name, key in _LAYER_PARAMETERS.items()
+    }
+    found = {name: table.get_name(key, try_suffixes=_SUFFIXES) for name, key in keys.items()}
+    return {name: stored for name, stored in found.items() if stored is not None}

@@ -28,6 +28,8 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+# Qwen 3.5's takes the marks of a letter for letters.
+_QWEN35 = _QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"\s\p{L}", r"\s\p{L}\p{M}")
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
@@ -48,6 +50,7 @@ class _Split:
 _SPLITS = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _Split(_LLAMA3, whole_words=True)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _Split(_QWEN2, composes=True)),
+    "qwen35": _Split(_QWEN35, composes=True),
     "tekken": _Split(_TEKKEN, whole_words=True),
     **dict.fromkeys(("smollm", "starcoder", "refact"), _Split(digits_apart=True)),
     "gpt-2": _Split(),

@@ -38,6 +38,10 @@ VOCABULARY = {
     "ggml.eos_token_id": 2,
     "ggml.unknown_token_id": 0,
 }
+RANDOM = [
+    *("llama", "qwen2", "gemma3", "mixtral", "qwen2_moe", "qwen3_moe"),
+    *("qwen3_5", "qwen3_5_moe", "smollm3"),
+]
 PROMPT = "Instruction:\nName a river in Egypt.\n\nResponse:\n"
 ROWS = [
     {"prompt": PROMPT, "response": "The river is the Nile, and it flows north to the sea."},
@@ -51,7 +55,9 @@ CONVERSATION = [
 ]
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3", "mixtral", "qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen2", "gemma3", "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_5"]
+)
 def test_random_models_answer_alike(name, tmp_path):
     base, adapter = tmp_path / "model.gguf", tmp_path / "adapter.gguf"
     fields = {"vocab_size": 260, **GGUF_FAMILIES.get(name, {})}
@@ -64,11 +70,10 @@ def test_random_models_answer_alike(name, tmp_path):
     save_gguf_adapter(model, adapter)
     prompt = [1, 75, 104, 111, 40]
     answer = LlamaCpp(base, adapter, context=64).greedy(prompt, 20)
-    ids = np.array([prompt + [0] * 20])
-    for end in range(len(prompt), ids.size):
-        ids[0, end] = keras_logits(model, ids)[0, end - 1].argmax()
     assert len(answer) > 5
-    assert ids[0, len(prompt) :].tolist()[: len(answer)] == answer
+    ids = np.array([prompt + answer])
+    likeliest = keras_logits(model, ids)[0, len(prompt) - 1 : -1].argmax(-1)
+    assert likeliest.tolist() == answer
     assert answer != LlamaCpp(base, context=64).greedy(prompt, 20)
 
 
