@@ -102,6 +102,17 @@ GGUF_FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3n": {"vocab_size_per_layer_input": 64},
     "smollm3": {},
 }
+# Where "all-linear" takes in what llama.cpp computes without an adapter.
+GGUF_TARGETS = {
+    "gemma4": [
+        *("query", "key", "value", "attention_output"),
+        *("per_layer_input_gate", "per_layer_up_proj"),
+    ],
+    "gemma3n": [
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        *("per_layer_input_gate", "per_layer_projection", "linear_left", "linear_right"),
+    ],
+}
 
 
 def load(name: str, folder: Path) -> Any:

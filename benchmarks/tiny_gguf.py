@@ -115,6 +115,10 @@ def _add_gemma4(writer: gguf.GGUFWriter, config: Any, model: Any) -> None:
         writer.add_head_count_kv([heads[has_window] for has_window in sliding])
     else:
         writer.add_head_count_kv(config.num_key_value_heads)
+    if config.enable_moe_block:
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.top_k_experts)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     rope = config.rope_parameters["full_attention"]
     turning = int(full.head_dim * rope["partial_rotary_factor"] / 2)
     divisors = [1.0] * turning + [1e30] * (full.head_dim // 2 - turning)

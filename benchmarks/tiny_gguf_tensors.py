@@ -1,5 +1,6 @@
 """The tensors of a tiny `transformers` model as llama.cpp's converter writes them."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,11 @@ _RENAMED = {
     ".dt_bias": ".dt_proj.bias",
     ".layer_scalar": ".layer_scalar.weight",
     ".correct_output_scale": ".correct_output_scale.weight",
+}
+# What has no name in the `gguf` package's table.
+_GEMMA4_SCALES = {
+    ".router.scale": ".ffn_gate_inp.scale",
+    ".router.per_expert_scale": ".ffn_down_exps.scale",
 }
 # Lists of matrices that the converter stacks.
 _STACKED = ("model.altup_projections", "model.altup_unembed_projections")
@@ -34,6 +40,9 @@ def add_weights(
             if hf_name.endswith(ending):
                 hf_name = hf_name.removesuffix(ending) + renamed
         found = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
+        for ending, scale in _GEMMA4_SCALES.items():
+            if hf_name.endswith(ending):
+                found = f"blk.{hf_name.split('.')[2]}{scale}"
         stored = _ordered(arch, hf_name, value, model)
         # As llama.cpp has it: a router stays as it is.
         used = kind if stored.ndim > 1 and "ffn_gate_inp" not in found else F32
@@ -53,7 +62,7 @@ def _parameters(model: Any) -> Iterator[tuple[str, Any]]:
     scalars = [item for item in model.named_buffers() if item[0].endswith(".layer_scalar")]
     for name, parameter in [*model.named_parameters(), *scalars]:
         value = parameter.detach()
-        if name.endswith("experts.gate_up_proj"):
+        if name.endswith(".mlp.experts.gate_up_proj"):
             gate, up = value.chunk(2, dim=1)
             yield name.replace("gate_up_proj", "gate_proj.weight"), gate
             yield name.replace("gate_up_proj", "up_proj.weight"), up
@@ -62,7 +71,7 @@ def _parameters(model: Any) -> Iterator[tuple[str, Any]]:
             missing = model.config.vocab_size - len(value)
             yield name, torch.nn.functional.pad(value, (0, 0, 0, missing))
         elif not name.startswith(_STACKED):
-            yield name.replace("experts.down_proj", "experts.down_proj.weight"), value
+            yield re.sub(r"experts\.(\w+_proj)$", r"experts.\1.weight", name), value
     for name in _STACKED:
         matrices = [x.detach() for key, x in model.named_parameters() if key.startswith(name)]
         if matrices:

@@ -38,7 +38,14 @@ _ARCHITECTURES = {
     "Qwen3_5Backbone": "qwen35",
     "Qwen3_5MoeBackbone": "qwen35moe",
     "SmolLM3Backbone": "smollm3",
+    "Gemma3nBackbone": "gemma3n",
+    "Gemma4Backbone": "gemma4",
 }
+# What llama.cpp multiplies by without looking for an adapter.
+_NEVER_ADAPTED = (
+    *("embed_tokens", "embed_tokens_per_layer"),
+    *("per_layer_model_projection", "altup.modality_router"),
+)
 
 
 def save_gguf_adapter(
@@ -49,8 +56,8 @@ def save_gguf_adapter(
     The file appears whole or not at all; one that exists is replaced.
 
     Args:
-        model: A KerasHub task or backbone that holds the adapter: a Llama, Mistral, Mixtral, Gemma
-            or Qwen.
+        model: A KerasHub task or backbone that holds the adapter: a Llama, Mistral, Mixtral, Gemma,
+            Qwen or SmolLM3.
         path: Where to write.
         name: Name of the adapter.
 
@@ -104,13 +111,15 @@ def _tensors(
     heads = _heads(backbone)
     tensors = {}
     for module, (a, b) in contents.factors.items():
-        found = names.get(f"{module}.weight")
-        if found is None or "embed_tokens" in module:
+        # A language model's name inside one that sees is not its name in GGUF.
+        name = f"{module.replace('model.language_model.', 'model.', 1)}.weight"
+        found = names.get(name)
+        if found is None or module.endswith(_NEVER_ADAPTED):
             raise AdapterError(
                 f"A GGUF adapter cannot hold an adapter on '{module}'. Leave it out of the "
                 "targets, or merge the adapter into its base."
             )
-        order = stored_order(architecture, f"{module}.weight", heads, len(b))
+        order = stored_order(architecture, name, heads, len(b))
         if order is not None:
             axis, indices = order
             place = np.argsort(indices)

@@ -51,12 +51,7 @@ def expert_fields(file: GGUFFile, metadata: Metadata, family: str) -> dict[str, 
     """
     if family not in _MODULES:
         return {}
-    count, used = metadata.size("expert_count"), metadata.size("expert_used_count")
-    if not used <= count <= _MOST_EXPERTS:
-        raise file.error(
-            f"of {count} experts {used} are used at a time. There can be {_MOST_EXPERTS}, and as "
-            "many used as there are"
-        )
+    count, used = expert_counts(file, metadata)
     fields: dict[str, Any] = {"num_experts_per_tok": used, "output_router_logits": False}
     if family == "mixtral":
         return fields | {"num_local_experts": count}
@@ -73,6 +68,21 @@ def expert_fields(file: GGUFFile, metadata: Metadata, family: str) -> dict[str, 
         shared = metadata.size("expert_shared_feed_forward_length", dense)
         fields["shared_expert_intermediate_size"] = shared
     return fields
+
+
+def expert_counts(file: GGUFFile, metadata: Metadata) -> tuple[int, int]:
+    """Number of experts in each block, and of those that are used for a token.
+
+    Raises:
+        ModelSourceError: If a value is missing or wrong.
+    """
+    count, used = metadata.size("expert_count"), metadata.size("expert_used_count")
+    if not used <= count <= _MOST_EXPERTS:
+        raise file.error(
+            f"of {count} experts {used} are used at a time. There can be {_MOST_EXPERTS}, and as "
+            "many used as there are"
+        )
+    return count, used
 
 
 def _expert_size(metadata: Metadata, used: int) -> int:

@@ -79,19 +79,19 @@ def gemma3n_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def gemma3n_block_shapes(config: dict[str, Any], index: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of one block's tensors, by name within the block, without `.weight`."""
+    """The shapes of one block's tensors, by name within the block."""
     hidden, rank = config["hidden_size"], config["laurel_rank"]
     streams = config["altup_num_inputs"]
     inner = config["intermediate_size"][index]
     heads = config["num_key_value_heads"]
     return {
         **later_gemma_block_shapes(config, index, config["head_dim"], heads, inner),
-        "altup_correct_coef": (streams, streams),
-        "altup_correct_scale": (hidden,),
-        "altup_predict_coef": (streams**2, streams),
-        "altup_router": (streams, hidden),
-        "altup_router_norm": (hidden,),
-        "laurel_l": (rank, hidden),
-        "laurel_r": (hidden, rank),
-        "laurel_post_norm": (hidden,),
+        "altup_correct_coef.weight": (streams, streams),
+        "altup_correct_scale.weight": (hidden,),
+        "altup_predict_coef.weight": (streams**2, streams),
+        "altup_router.weight": (streams, hidden),
+        "altup_router_norm.weight": (hidden,),
+        "laurel_l.weight": (rank, hidden),
+        "laurel_r.weight": (hidden, rank),
+        "laurel_post_norm.weight": (hidden,),
     }

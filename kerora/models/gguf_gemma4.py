@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from kerora.models.gguf_experts import expert_counts, has_experts
 from kerora.models.gguf_file import GGUFFile
 from kerora.models.gguf_later_gemma import (
     FULL,
@@ -17,6 +19,17 @@ from kerora.models.gguf_later_gemma import (
 from kerora.models.gguf_metadata import Metadata
 
 _ROPE_FACTORS = "rope_freqs.weight"
+# What a layer has beside its feed-forward layer in a mixture of experts, by Hugging Face name.
+_EXPERTS = {
+    "router.proj.weight": "ffn_gate_inp.weight",
+    "router.scale": "ffn_gate_inp.scale",
+    "router.per_expert_scale": "ffn_down_exps.scale",
+    "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+    "experts.down_proj": "ffn_down_exps.weight",
+    "post_feedforward_layernorm_1.weight": "post_ffw_norm_1.weight",
+    "pre_feedforward_layernorm_2.weight": "pre_ffw_norm_2.weight",
+    "post_feedforward_layernorm_2.weight": "post_ffw_norm_2.weight",
+}
 _NEVER_TURNS = 1e20  # The converter divides a frequency by 1e30 that is to be none.
 
 
@@ -46,6 +59,10 @@ def gemma4_fields(file: GGUFFile, metadata: Metadata, layers: int) -> dict[str, 
     }
     fields |= _key_heads(file, metadata, fields["layer_types"])
     fields |= _feed_forward(file, metadata, layers, fields["num_kv_shared_layers"])
+    if has_experts(metadata):
+        count, used = expert_counts(file, metadata)
+        fields |= {"enable_moe_block": True, "num_experts": count, "top_k_experts": used}
+        fields["moe_intermediate_size"] = metadata.size("expert_feed_forward_length")
     full = {
         "rope_type": "proportional",
         "rope_theta": metadata.number("rope.freq_base"),
@@ -103,8 +120,25 @@ def _rotated_part(file: GGUFFile, head_dim: int) -> float:
     return part
 
 
+def gemma4_names(config: dict[str, Any]) -> Iterator[tuple[str, str, None]]:
+    """The Hugging Face names of experts and what belongs to them, each with its GGUF tensor.
+
+    Args:
+        config: A Hugging Face config.
+
+    Yields:
+        The name, the tensor, and None for all of it. Nothing for a model without experts, and for
+        another family.
+    """
+    if config["model_type"] != "gemma4_text" or "num_experts" not in config:
+        return
+    for index in range(config["num_hidden_layers"]):
+        for name, part in _EXPERTS.items():
+            yield f"model.layers.{index}.{name}", f"blk.{index}.{part}", None
+
+
 def gemma4_block_shapes(config: dict[str, Any], index: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of one block's tensors, by name within the block, without `.weight`."""
+    """The shapes of one block's tensors, by name within the block."""
     is_full = config["layer_types"][index] == FULL
     head_dim = config["global_head_dim" if is_full else "head_dim"]
     values_are_keys = is_full and config["attention_k_eq_v"]
@@ -113,5 +147,20 @@ def gemma4_block_shapes(config: dict[str, Any], index: int) -> dict[str, tuple[i
     inner = wide * config["intermediate_size"]
     shapes = later_gemma_block_shapes(config, index, head_dim, heads, inner)
     if values_are_keys:
-        shapes.pop("attn_v", None)
-    return shapes | {"layer_output_scale": (1,)}
+        shapes.pop("attn_v.weight", None)
+    return shapes | _expert_shapes(config) | {"layer_output_scale.weight": (1,)}
+
+
+def _expert_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    if "num_experts" not in config:
+        return {}
+    hidden, count = config["hidden_size"], config["num_experts"]
+    inner = config["moe_intermediate_size"]
+    norms = ("post_ffw_norm_1.weight", "pre_ffw_norm_2.weight", "post_ffw_norm_2.weight")
+    return {
+        **dict.fromkeys((*norms, "ffn_gate_inp.scale"), (hidden,)),
+        "ffn_gate_inp.weight": (count, hidden),
+        "ffn_down_exps.scale": (count,),
+        "ffn_gate_up_exps.weight": (count, 2 * inner, hidden),
+        "ffn_down_exps.weight": (count, hidden, inner),
+    }

@@ -98,7 +98,7 @@ def later_gemma_block_shapes(
     if per_layer:
         shapes |= {"inp_gate": (per_layer, hidden), "proj": (hidden, per_layer)}
         shapes["post_norm"] = (hidden,)
-    return shapes
+    return {f"{name}.weight": shape for name, shape in shapes.items()}
 
 
 def per_layer_shapes(config: dict[str, Any]) -> dict[str, Shape]:

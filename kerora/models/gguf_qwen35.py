@@ -43,6 +43,8 @@ def qwen35_fields(file: GGUFFile, metadata: Metadata, layers: int, head_dim: int
     keys, values = metadata.size("ssm.group_count"), metadata.size("ssm.time_step_rank")
     if values % keys:
         raise file.error(f"its {values} heads of values share {keys} heads of keys")
+    if metadata.get("rope.scaling.type") not in (None, "none"):
+        raise file.error(f"its rotary scaling is {metadata.get('rope.scaling.type')!r}")
     rotated = metadata.size("rope.dimension_count", head_dim)
     partial = rotated / head_dim
     if rotated % 2 or int(head_dim * partial) != rotated or partial > 1:

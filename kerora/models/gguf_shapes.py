@@ -61,9 +61,9 @@ def _outer_shapes(config: dict[str, Any]) -> dict[str, Shape]:
 def _block_shapes(config: dict[str, Any], index: int) -> dict[str, Shape]:
     family = config["model_type"]
     if family == "gemma4_text":
-        return _weights(gemma4_block_shapes(config, index))
+        return gemma4_block_shapes(config, index)
     if family == "gemma3n_text":
-        return _weights(gemma3n_block_shapes(config, index))
+        return gemma3n_block_shapes(config, index)
     feed_forward = _weights(expert_shapes(config) or _dense_shapes(config))
     if family in QWEN35:
         return feed_forward | qwen35_attention_shapes(config, index)

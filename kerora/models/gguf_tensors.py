@@ -18,6 +18,7 @@ from kerora.models.gguf_config import architecture
 from kerora.models.gguf_experts import expert_names
 from kerora.models.gguf_file import GGUFFile
 from kerora.models.gguf_gemma3n import gemma3n_names
+from kerora.models.gguf_gemma4 import gemma4_names
 from kerora.models.gguf_later_gemma import unused_tensors
 from kerora.models.gguf_metadata import Metadata
 from kerora.models.gguf_order import Heads, stored_order
@@ -99,13 +100,11 @@ class GGUFTensors(Mapping[str, np.ndarray]):
         self._places: dict[str, tuple[str, int | None]] = {
             name: (found, None) for name, found in names.items() if found in held
         }
-        for name, stacked, index in (*expert_names(config), *gemma3n_names(config)):
-            self._places[name] = stacked, index
+        for own_names in (expert_names, gemma3n_names, gemma4_names):
+            self._places |= {name: (stored, part) for name, stored, part in own_names(config)}
         found = {tensor for tensor, _ in self._places.values()}
         beyond = self._blocks_that_predict_ahead()
-        left = sorted(
-            name for name in set(file.tensors) - found - _NOT_WEIGHTS if not name.startswith(beyond)
-        )
+        left = sorted(name for name in held - found if not name.startswith(beyond))
         if left:
             raise ModelSourceError(
                 f"KerasHub's backbone has no place for {len(left)} of the tensors of "

@@ -1,6 +1,7 @@
 """The vocabulary of a GGUF file as the tokenizer files of a Hugging Face folder.
 
-Byte-level BPE ("gpt2") and SentencePiece ("llama") vocabularies are read. A GGUF file names the way
+Byte-level BPE ("gpt2") and SentencePiece ("llama") vocabularies are read, and Gemma 4's: the pieces
+of SentencePiece with the merges of BPE. A GGUF file names the way
 in which text is split into words and does not store it; the patterns are those of the tokenizers
 that the names come from.
 """
@@ -21,6 +22,9 @@ from kerora.models.gguf_file import GGUFFile
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 _SPACE = "\u2581"
+_DESCRIBED = {"gpt2": "byte-level BPE", "llama": "SentencePiece", "gemma4": "Gemma 4"}
+# Families whose tokenizer of KerasHub's is SentencePiece's.
+_SENTENCEPIECE = ("gemma", "mixtral")
 _LONGEST_TOKEN = 1024  # All ways to cut a token in two are tried.
 
 _LLAMA3 = (
@@ -62,7 +66,7 @@ class Vocabulary:
     """The tokens of a GGUF file.
 
     Attributes:
-        model: `"gpt2"` (byte-level BPE) or `"llama"` (SentencePiece).
+        model: `"gpt2"` (byte-level BPE), `"llama"` (SentencePiece) or `"gemma4"`.
         tokens: The text of each token, by id.
         kinds: The type of each: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
         special: `{"bos_token": text, …}` of the special tokens that the file names.
@@ -88,8 +92,10 @@ def read_vocabulary(file: GGUFFile, vocabulary_size: int) -> Vocabulary:
     model = file.fields.get("tokenizer.ggml.model")
     if model in (None, "none", "no_vocab"):
         raise file.error("it holds no tokenizer. Pass `preprocessor=None` to load the model alone")
-    if model not in ("gpt2", "llama"):
-        raise file.error(f"its tokenizer is of the kind {model!r}; read are 'gpt2' and 'llama'")
+    if model not in _DESCRIBED:
+        raise file.error(
+            f"its tokenizer is of the kind {model!r}; read are {', '.join(_DESCRIBED)}"
+        )
     tokens = _list_of(file, "tokens", str)
     if len(tokens) > vocabulary_size or len(set(tokens)) < len(tokens):
         raise file.error(
@@ -127,13 +133,12 @@ def write_tokenizer(vocabulary: Vocabulary, family: str, folder: Path) -> None:
         ModelSourceError: If the family's tokenizer cannot hold this vocabulary.
     """
     is_sentencepiece = vocabulary.model == "llama"
-    needs_sentencepiece = family.startswith("gemma") or family == "mixtral"
-    if needs_sentencepiece or (family == "mistral" and is_sentencepiece):
-        if not is_sentencepiece:
-            raise vocabulary.file.error(
-                f"KerasHub's tokenizer for '{family}' takes a SentencePiece vocabulary, and this "
-                "one is byte-level BPE. Pass `preprocessor=None` to load the model alone"
-            )
+    _check_kind(vocabulary, family)
+    if vocabulary.model == "gemma4":
+        _pieces_with_merges(vocabulary).save(str(folder / "tokenizer.json"))
+        # KerasHub looks in it for what to do with videos, and is told nothing.
+        (folder / "processor_config.json").write_text("{}", encoding="utf-8")
+    elif family.startswith(_SENTENCEPIECE) or (family == "mistral" and is_sentencepiece):
         (folder / "tokenizer.model").write_bytes(_sentencepiece_model(vocabulary))
     else:
         if family == "llama" and not {"bos_token", "eos_token"} <= set(vocabulary.special):
@@ -147,6 +152,17 @@ def write_tokenizer(vocabulary: Vocabulary, family: str, folder: Path) -> None:
         build(vocabulary).save(str(folder / "tokenizer.json"))
     fields = {"bos_token": None, "eos_token": None} | vocabulary.special
     (folder / "tokenizer_config.json").write_text(json.dumps(fields), encoding="utf-8")
+
+
+def _check_kind(vocabulary: Vocabulary, family: str) -> None:
+    needed = "gemma4" if family == "gemma4_text" else "llama"
+    is_free = not family.startswith(_SENTENCEPIECE) and vocabulary.model != "gemma4"
+    if vocabulary.model != needed and not is_free:
+        raise vocabulary.file.error(
+            f"KerasHub's tokenizer for '{family}' takes a {_DESCRIBED[needed]} vocabulary, and "
+            f"this one is {_DESCRIBED[vocabulary.model]}. Pass `preprocessor=None` to load the "
+            "model alone"
+        )
 
 
 def _bounds(vocabulary: Vocabulary) -> tuple[str | None, str | None]:
@@ -165,6 +181,16 @@ def _list_of(
     return values
 
 
+def _pieces_with_merges(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+    tokenizer = _with_model(vocabulary, _merges(vocabulary), byte_fallback=True, fuse_unk=True)
+    tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
+    return tokenizer
+
+
+def _merges(vocabulary: Vocabulary) -> list[Any]:
+    return [text.partition(" ")[::2] for text in _list_of(vocabulary.file, "merges", str)]
+
+
 def _byte_level_bpe(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     file, name = vocabulary.file, vocabulary.file.fields.get("tokenizer.ggml.pre")
     if name not in _SPLITS:
@@ -173,8 +199,7 @@ def _byte_level_bpe(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
             f"{', '.join(_SPLITS)}. Pass `preprocessor=None` to load the model alone"
         )
     split = _SPLITS[name]
-    merges = [merge.partition(" ")[::2] for merge in _list_of(file, "merges", str)]
-    tokenizer = _with_model(vocabulary, merges, ignore_merges=split.whole_words)
+    tokenizer = _with_model(vocabulary, _merges(vocabulary), ignore_merges=split.whole_words)
     steps: list[Any] = []
     if split.digits_apart:
         steps.append(pre_tokenizers.Digits(individual_digits=True))
@@ -216,7 +241,7 @@ def _sentencepiece_as_bpe(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
 
 def _with_model(vocabulary: Vocabulary, merges: list[Any], **options: Any) -> tokenizers.Tokenizer:
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
-    unknown = vocabulary.special.get("unk_token") if vocabulary.model == "llama" else None
+    unknown = None if vocabulary.model == "gpt2" else vocabulary.special.get("unk_token")
     try:
         tokenizer = tokenizers.Tokenizer(
             models.BPE(vocab=ids, merges=merges, unk_token=unknown, **options)

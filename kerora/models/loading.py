@@ -61,7 +61,7 @@ def load_task(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.models
         source: The bundled `"tiny_gemma"`, the name of a KerasHub preset (`"gemma_2b_en"`), a
             handle (`"hf://org/model"`, `"kaggle://org/model/keras/variant"`), or a local folder: a
             KerasHub preset or a Hugging Face model with config.json and safetensors; or a `.gguf`
-            file of a Llama, Mistral, Gemma or Qwen.
+            file of a Llama, Mistral, Gemma, Qwen or SmolLM3.
         **kwargs: `dtype` of the weights (default: Keras' own, float32), `preprocessor` (None for a
             model without its tokenizer), `load_weights` (False for random ones), `name`,
             `trainable` and `compile`.

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.interchange import GGUF_FAMILIES
+from benchmarks.interchange import GGUF_FAMILIES, GGUF_TARGETS
 from benchmarks.tiny_gguf import tiny_gguf
 from benchmarks.tiny_logits import keras_logits
+from benchmarks.tiny_transformers import tiny_transformers
 from kerora.adapters import AdapterError, LoraConfig, add_adapter
 from kerora.cli.main import app
 from kerora.interchange import save_adapter, save_gguf_adapter
@@ -22,9 +23,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def adapted(path, targets="all-linear", **options):
+def adapted(path, targets="all-linear", rank=4, **options):
     model = load_task(path, preprocessor=None)
-    add_adapter(model, LoraConfig(rank=4, alpha=6, targets=targets, **options))
+    add_adapter(model, LoraConfig(rank=rank, alpha=6, targets=targets, **options))
     generator = np.random.default_rng(0)
     for variable in model.trainable_variables:
         variable.assign(generator.normal(0, 0.2, variable.shape))
@@ -58,12 +59,15 @@ def merged_file(base, adapter, path):
         ("mixtral", "llama"),
         ("qwen2_moe", "qwen2moe"),
         ("qwen3_moe", "qwen3moe"),
+        ("qwen3_5", "qwen35"),
+        ("gemma4", "gemma4"),
+        ("smollm3", "smollm3"),
     ],
 )
 def test_the_deltas_of_the_file_make_the_adapted_model(name, architecture, tmp_path):
     base, adapter = tmp_path / "model.gguf", tmp_path / "adapter.gguf"
     tiny_gguf(name, base, **GGUF_FAMILIES.get(name, {}))
-    model = adapted(base)
+    model = adapted(base, GGUF_TARGETS.get(name, "all-linear"))
     save_gguf_adapter(model, adapter)
     written = merged_file(base, adapter, tmp_path / "merged.gguf")
     assert written.get_field("general.architecture").contents() == architecture
@@ -93,6 +97,26 @@ def test_what_the_format_cannot_hold_is_refused_and_nothing_is_lost(tmp_path):
         "model-hf",
         "model.gguf",
     ]
+
+
+def test_what_llama_cpp_never_adapts_is_refused(tmp_path):
+    tiny_gguf("gemma3n", tmp_path / "model.gguf")
+    for target, module in (
+        ("per_layer_model_projection", "model.per_layer_model_projection"),
+        ("modality_router", "model.layers.0.altup.modality_router"),
+        ("altup_projection_2", r"model\.altup_projections\.\d"),
+    ):
+        model = adapted(tmp_path / "model.gguf", targets=[target], rank=2)
+        with pytest.raises(AdapterError, match=f"adapter on '{module}'"):
+            save_gguf_adapter(model, tmp_path / "adapter.gguf")
+
+
+def test_the_language_model_of_one_that_sees_has_the_same_file(tmp_path):
+    tiny_transformers("gemma4_vision", tmp_path / "base")
+    model = adapted(tmp_path / "base", GGUF_TARGETS["gemma4"])
+    save_gguf_adapter(model, tmp_path / "adapter.gguf")
+    written = {tensor.name for tensor in gguf.GGUFReader(tmp_path / "adapter.gguf").tensors}
+    assert {"blk.0.attn_q.weight.lora_a", "blk.5.proj.weight.lora_b"} <= written
 
 
 def test_the_command_writes_the_same_file(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kerora
-from benchmarks.interchange import GGUF_FAMILIES
+from benchmarks.interchange import GGUF_FAMILIES, GGUF_TARGETS
 from benchmarks.tiny_gguf import tiny_gguf
 from benchmarks.tiny_logits import keras_logits
 from kerora.adapters import LoraConfig, add_adapter
@@ -40,8 +40,26 @@ VOCABULARY = {
 }
 RANDOM = [
     *("llama", "qwen2", "gemma3", "mixtral", "qwen2_moe", "qwen3_moe"),
-    *("qwen3_5", "qwen3_5_moe", "smollm3"),
+    *("qwen3_5", "qwen3_5_moe", "gemma4", "gemma3n", "smollm3"),
 ]
+# llama.cpp has one number for each of these, whatever a file says, and reads as many rows for the
+# layers' own inputs as for the model's. Of a narrow layer of Gemma 3n one unit in twenty is too few
+# for both sides to round alike.
+FIXED = {
+    "gemma4": {"vocab_size_per_layer_input": 260},
+    "gemma3n": {
+        "vocab_size_per_layer_input": 260,
+        "num_hidden_layers": 5,
+        "layer_types": ["sliding_attention"] * 4 + ["full_attention"],
+        "num_kv_shared_layers": 0,
+        "intermediate_size": [512] * 5,
+        "activation_sparsity_pattern": [0.95] * 5,
+        "altup_num_inputs": 4,
+        "altup_active_idx": 0,
+        "laurel_rank": 64,
+        "hidden_size_per_layer_input": 256,
+    },
+}
 PROMPT = "Instruction:\nName a river in Egypt.\n\nResponse:\n"
 ROWS = [
     {"prompt": PROMPT, "response": "The river is the Nile, and it flows north to the sea."},
@@ -55,15 +73,13 @@ CONVERSATION = [
 ]
 
 
-@pytest.mark.parametrize(
-    "name", ["llama", "qwen2", "gemma3", "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_5"]
-)
+@pytest.mark.parametrize("name", RANDOM)
 def test_random_models_answer_alike(name, tmp_path):
     base, adapter = tmp_path / "model.gguf", tmp_path / "adapter.gguf"
-    fields = {"vocab_size": 260, **GGUF_FAMILIES.get(name, {})}
+    fields = {"vocab_size": 260, **GGUF_FAMILIES.get(name, {}), **FIXED.get(name, {})}
     tiny_gguf(name, base, vocabulary=VOCABULARY, **fields)
     model = load_task(base, preprocessor=None)
-    add_adapter(model, LoraConfig(rank=4, alpha=6, targets="all-linear"))
+    add_adapter(model, LoraConfig(rank=4, alpha=6, targets=GGUF_TARGETS.get(name, "all-linear")))
     generator = np.random.default_rng(0)
     for variable in model.trainable_variables:
         variable.assign(generator.normal(0, 0.2, variable.shape))
@@ -71,9 +87,9 @@ def test_random_models_answer_alike(name, tmp_path):
     prompt = [1, 75, 104, 111, 40]
     answer = LlamaCpp(base, adapter, context=64).greedy(prompt, 20)
     assert len(answer) > 5
-    ids = np.array([prompt + answer])
-    likeliest = keras_logits(model, ids)[0, len(prompt) - 1 : -1].argmax(-1)
-    assert likeliest.tolist() == answer
+    logits = keras_logits(model, np.array([prompt + answer]))[0, len(prompt) - 1 : -1]
+    behind = logits.max(-1) - logits[np.arange(len(answer)), answer]
+    assert behind.max() < 0.01  # Of two tokens as likely as that, rounding takes either.
     assert answer != LlamaCpp(base, context=64).greedy(prompt, 20)
 
 

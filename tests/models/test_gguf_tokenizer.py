@@ -35,7 +35,11 @@ CORPUS = [
     *TEXTS,
     "the cat sat on the mat and the dog sat on the log",
     "naïve café 東京 2024 2025",
+    "ना ना नि नि",
 ] * 5
+
+
+QWEN35_MARKS = ("vision_start", "vision_end", "image_pad", "video_pad")
 
 
 def ids_of(model, text):
@@ -76,6 +80,12 @@ def qwen_pattern():
     return tokenization_qwen2.PRETOKENIZE_REGEX
 
 
+def qwen35_pattern():
+    from transformers.models.qwen3_5 import tokenization_qwen3_5
+
+    return tokenization_qwen3_5.PRETOKENIZE_REGEX
+
+
 def llama3_pattern():
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
@@ -101,20 +111,25 @@ def tekken_pattern():
         ("qwen3", "qwen2", qwen_pattern, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]),
         ("qwen2_moe", "qwen2", qwen_pattern, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]),
         ("qwen3_moe", "qwen2", qwen_pattern, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]),
+        ("qwen3_5", "qwen35", qwen35_pattern, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]),
+        ("qwen3_5_moe", "qwen35", qwen35_pattern, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]),
+        ("smollm3", "llama-bpe", llama3_pattern, ["<|begin_of_text|>", "<|end_of_text|>"]),
     ],
 )
 def test_byte_level_ids(name, split, pattern, special, tmp_path):
+    if split == "qwen35":
+        special = [*special, *(f"<|{name}|>" for name in QWEN35_MARKS)]
     if split == "llama-bpe":
-        special = [*special, "<|eot_id|>"]
+        special = [*special, "<|eot_id|>", "<think>", "</think>"]
     whole_words = split in ("llama-bpe", "tekken")
     reference, vocabulary = byte_level(pattern(), special, ignore_merges=whole_words)
-    if split == "qwen2":
+    if split.startswith("qwen"):
         reference.normalizer = normalizers.NFC()
     vocabulary["ggml.pre"] = split
     path = tmp_path / "model.gguf"
     tiny_gguf(name, path, vocabulary=vocabulary, vocab_size=len(vocabulary["ggml.tokens"]))
     model = load_task(path)
-    for text in [*TEXTS, f"a{special[0]}b 7\n{special[1]}", "cafe\u0301"]:
+    for text in [*TEXTS, f"a{special[0]}b 7\n{special[1]}", "cafe\u0301", "ना"]:
         expected = reference.encode(text, add_special_tokens=False).ids
         assert ids_of(model, text) == expected, text
     tokenizer = model.preprocessor.tokenizer
@@ -124,7 +139,7 @@ def test_byte_level_ids(name, split, pattern, special, tmp_path):
     )
 
 
-def sentencepiece(**options):
+def sentencepiece(marks=("<turn>",), **options):
     """A small trained SentencePiece model, and its vocabulary as a GGUF file holds it."""
     import sentencepiece
 
@@ -139,7 +154,7 @@ def sentencepiece(**options):
         remove_extra_whitespaces=False,
         split_digits=True,
         character_coverage=0.98,
-        user_defined_symbols=["<turn>"],
+        user_defined_symbols=list(marks),
         minloglevel=2,
         **options,
     )
@@ -153,7 +168,7 @@ def sentencepiece(**options):
             return 3
         if model.is_byte(index):
             return 6
-        return 4 if tokens[index] == "<turn>" else 1
+        return 4 if tokens[index] in marks else 1
 
     vocabulary = {
         "ggml.model": "llama",
@@ -168,6 +183,22 @@ def sentencepiece(**options):
     return model, vocabulary
 
 
+GEMMA = {
+    "add_dummy_prefix": False,
+    "pad_id": 0,
+    "eos_id": 1,
+    "bos_id": 2,
+    "unk_id": 3,
+    "bos_piece": "<bos>",
+    "eos_piece": "<eos>",
+}
+GEMMA3N_MARKS = (
+    *("<start_of_turn>", "<end_of_turn>", "<mask>", "[multimodal]"),
+    *("<image_soft_token>", "<start_of_image>", "<end_of_image>"),
+    *("<audio_soft_token>", "<start_of_audio>", "<end_of_audio>"),
+)
+
+
 @pytest.mark.parametrize(
     ("name", "overrides", "options"),
     [
@@ -177,21 +208,14 @@ def sentencepiece(**options):
         (
             "gemma",
             {},
-            {
-                "add_dummy_prefix": False,
-                "pad_id": 0,
-                "eos_id": 1,
-                "bos_id": 2,
-                "unk_id": 3,
-                "bos_piece": "<bos>",
-                "eos_piece": "<eos>",
-            },
+            GEMMA,
         ),
+        ("gemma3n", {}, {**GEMMA, "marks": GEMMA3N_MARKS}),
     ],
 )
 def test_sentencepiece_ids(name, overrides, options, tmp_path):
     reference, vocabulary = sentencepiece(**options)
-    if name == "gemma":
+    if name.startswith("gemma"):
         vocabulary["ggml.padding_token_id"] = 0
     path = tmp_path / "model.gguf"
     size = len(vocabulary["ggml.tokens"])
@@ -203,6 +227,58 @@ def test_sentencepiece_ids(name, overrides, options, tmp_path):
     assert tokenizer.detokenize(tokenizer(TEXTS[1])) == TEXTS[1]
     assert tokenizer.start_token_id == reference.bos_id()
     assert tokenizer.end_token_id == reference.eos_id()
+
+
+def pieces_with_merges():
+    """A small trained tokenizer of Gemma 4's kind, and its vocabulary as a GGUF file holds it."""
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>")
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    marks = ["<pad>", "<eos>", "<bos>", "<unk>", "<|video|>", "<|turn>", "<turn|>"]
+    data = [f"<0x{byte:02X}>" for byte in range(256)]
+    # As the real one, it has pieces that are no part of a longer one.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    trainer = trainers.BpeTrainer(
+        vocab_size=450, special_tokens=[*marks, *data], show_progress=False, limit_alphabet=60
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    fields = json.loads(tokenizer.to_str())
+    fields["added_tokens"] = [entry for entry in fields["added_tokens"] if entry["id"] < len(marks)]
+    tokens = sorted(fields["model"]["vocab"], key=fields["model"]["vocab"].get)
+    vocabulary = {
+        "ggml.model": "gemma4",
+        "ggml.tokens": tokens,
+        "ggml.token_type": [3] * len(marks) + [6] * 256 + [1] * (len(tokens) - len(marks) - 256),
+        "ggml.scores": [-1000.0] * len(tokens),
+        "ggml.merges": [" ".join(merge) for merge in fields["model"]["merges"]],
+        "ggml.bos_token_id": 2,
+        "ggml.eos_token_id": 1,
+        "ggml.unknown_token_id": 3,
+        "ggml.padding_token_id": 0,
+    }
+    return tokenizers.Tokenizer.from_str(json.dumps(fields)), vocabulary
+
+
+def test_pieces_with_merges(tmp_path):
+    reference, vocabulary = pieces_with_merges()
+    path = tmp_path / "model.gguf"
+    tiny_gguf("gemma4", path, vocabulary=vocabulary, vocab_size=len(vocabulary["ggml.tokens"]))
+    model = load_task(path)
+    for text in [*TEXTS, "<|turn>user\nname a cat<turn|>\n"]:
+        assert ids_of(model, text) == reference.encode(text).ids, text
+    tokenizer = model.preprocessor.tokenizer
+    assert tokenizer.detokenize(tokenizer(TEXTS[1])) == TEXTS[1]
+    assert (tokenizer.start_token_id, tokenizer.end_token_id) == (2, 1)
+
+
+@pytest.mark.parametrize(("name", "message"), [("gemma", "SentencePiece"), ("llama", "SentencePi")])
+def test_gemma_4s_vocabulary_is_no_other_models(name, message, tmp_path):
+    _, vocabulary = pieces_with_merges()
+    path = tmp_path / "model.gguf"
+    tiny_gguf(name, path, vocabulary=vocabulary, vocab_size=len(vocabulary["ggml.tokens"]))
+    with pytest.raises(ModelSourceError, match=f"takes a {message}.* this one is Gemma 4"):
+        load_task(path)
 
 
 def test_an_unknown_split_is_refused(tmp_path):
