@@ -10,6 +10,7 @@ from typing import Any
 
 from kerora.models.gguf_file import GGUFFile
 from kerora.models.gguf_metadata import Metadata
+from kerora.models.gguf_rope import check_unscaled
 
 LATER_GEMMA = ("gemma3n_text", "gemma4_text")
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -37,8 +38,7 @@ def later_gemma_fields(file: GGUFFile, metadata: Metadata, layers: int) -> dict[
             f"the last {shared} of its {layers} layers share keys and values, and some of them "
             "with no earlier layer of their kind"
         )
-    if metadata.get("rope.scaling.type") not in (None, "none"):
-        raise file.error(f"its rotary scaling is {metadata.get('rope.scaling.type')!r}")
+    check_unscaled(file, metadata)
     width = metadata.count("embedding_length_per_layer_input")
     table = file.tensors.get(_PER_LAYER_TABLE)
     return {

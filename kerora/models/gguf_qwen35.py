@@ -9,6 +9,7 @@ from typing import Any
 
 from kerora.models.gguf_file import GGUFFile
 from kerora.models.gguf_metadata import Metadata
+from kerora.models.gguf_rope import check_unscaled
 
 QWEN35 = ("qwen3_5_text", "qwen3_5_moe_text")
 _USUAL_INTERVAL = 4  # of layers with full attention
@@ -43,8 +44,7 @@ def qwen35_fields(file: GGUFFile, metadata: Metadata, layers: int, head_dim: int
     keys, values = metadata.size("ssm.group_count"), metadata.size("ssm.time_step_rank")
     if values % keys:
         raise file.error(f"its {values} heads of values share {keys} heads of keys")
-    if metadata.get("rope.scaling.type") not in (None, "none"):
-        raise file.error(f"its rotary scaling is {metadata.get('rope.scaling.type')!r}")
+    check_unscaled(file, metadata)
     rotated = metadata.size("rope.dimension_count", head_dim)
     partial = rotated / head_dim
     if rotated % 2 or int(head_dim * partial) != rotated or partial > 1:

@@ -1,4 +1,4 @@
-"""Llama 3's rotary scaling, from the factors that a GGUF file stores instead of its parameters."""
+"""Rotary scaling: Llama 3's, from the factors that a GGUF file stores instead of its parameters."""
 
 from __future__ import annotations
 
@@ -7,10 +7,21 @@ from typing import Any
 import numpy as np
 
 from kerora.models.gguf_file import GGUFFile
+from kerora.models.gguf_metadata import Metadata
 
 # Every Llama 3.1, 3.2 and 3.3 has these two.
 _LOW, _HIGH = 1.0, 4.0
 _USUAL_CONTEXT = 8192
+
+
+def check_unscaled(file: GGUFFile, metadata: Metadata) -> None:
+    """Refuse scaled rotary positions, for families whose layers in KerasHub have none.
+
+    Raises:
+        ModelSourceError: If the metadata name a scaling.
+    """
+    if (kind := metadata.get("rope.scaling.type")) not in (None, "none"):
+        raise file.error(f"its rotary scaling is {str(kind)[:80]!r}, and KerasHub's model has none")
 
 
 def llama3_scaling(file: GGUFFile, name: str, theta: float, dimension: int) -> dict[str, Any]:

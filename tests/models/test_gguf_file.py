@@ -50,9 +50,14 @@ def with_experts(tmp_path_factory):
     return path.read_bytes()
 
 
-@pytest.fixture(params=["whole", "with_experts"])
-def either(request):
-    return request.getfixturevalue(request.param)
+@pytest.fixture(params=["whole", "with_experts", "qwen3_5", "gemma4", "gemma3n"])
+def either(request, tmp_path):
+    if request.param in ("whole", "with_experts"):
+        return request.getfixturevalue(request.param)
+    own = {"ggml.model": "gemma4", "ggml.merges": ["▁ a"]} if request.param == "gemma4" else {}
+    tiny_gguf(request.param, tmp_path / "whole.gguf", vocabulary=VOCABULARY | own)
+    use_all(tmp_path / "whole.gguf")
+    return (tmp_path / "whole.gguf").read_bytes()
 
 
 def use_all(path):
