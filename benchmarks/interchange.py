@@ -44,7 +44,7 @@ BIASES = {
     "blip2_opt": "all",
 }
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-_SHARED = [f"shared_expert.{name}_proj" for name in ("gate", "up", "down")]
+_SHARED = [f"shared_expert.{name}_proj" for name in ("gate", "up", "down")] + ["shared_expert_gate"]
 _LINEAR_ATTENTION = ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"]
 _GEMMA4 = [*_ATTENTION, "per_layer_input_gate", "per_layer_projection"]
 _GEMMA3N = r".*(_proj|linear_left|linear_right|per_layer_input_gate|projection|projections\.\d)"
@@ -52,9 +52,9 @@ _LAYERS = r"layers\..*(_proj|fc\d)"
 _NO_POOLER = r"encoder\..*(query|key|value|dense)"
 _PALIGEMMA = r"query|key|value|attention_output|ffw_.*|.*_proj|mlp_dense_\d|image_classifier"
 _BLIP2 = r"query|key|value|attention_output|.*_(dense|projection|projector)|dense_\d"
-# Where PEFT's "all-linear" takes in what kerora has not: experts, and gates of one output, whose
-# rank is 1; the pooler, which KerasHub's RoBERTa, ESM, ViT and DeiT have not; and the vision tower
-# of a model that sees. Gemma 4's feed-forward layers are never called by KerasHub.
+# Where PEFT's "all-linear" takes in what kerora has not: experts; the pooler, which KerasHub's
+# RoBERTa, ESM, ViT and DeiT have not; and the vision tower of a model that sees. Gemma 4's
+# feed-forward layers are never called by KerasHub.
 PEFT_TARGETS: dict[str, list[str] | str] = {
     "mixtral": _ATTENTION,
     "qwen2_moe": _ATTENTION + _SHARED,

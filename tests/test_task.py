@@ -107,3 +107,19 @@ def test_losses_that_text_can_have(loss):
     model = kerora.from_preset("tiny_gemma", load_weights=False)
     model.compile(optimizer="sgd", loss=loss)
     assert np.isfinite(model.evaluate([SHORT] * 2, sequence_length=32, verbose=0)[0])
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="traces a step more than once")
+def test_fit_runs_the_model_for_its_steps_alone(monkeypatch):
+    model = kerora.from_preset("tiny_gemma", load_weights=False)
+    model.backbone.enable_lora(2)
+    backbone_class, calls = type(model.backbone), []
+    stock = backbone_class.call
+
+    def call(self, *args, **kwargs):
+        calls.append(args)
+        return stock(self, *args, **kwargs)
+
+    monkeypatch.setattr(backbone_class, "call", call)
+    model.fit([SHORT] * 2, sequence_length=32, verbose=0)  # one step; JAX traces it once
+    assert len(calls) == 1

@@ -29,7 +29,7 @@ class LoraConfig:
     `x·W + (x·A)·B · alpha / rank`.
 
     Args:
-        rank: Inner size of the factors, at least 1 and at most the kernel's own rank.
+        rank: Inner size of the factors, at least 1.
         alpha: Scale of the delta; the effective scale is `alpha / rank`. Default: `rank`.
         dropout: Fraction of the adapter's inputs set to zero in training, in [0, 1). Default 0.
         targets: Layer names, path endings, or regular expressions that match a whole name or

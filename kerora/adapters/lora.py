@@ -10,7 +10,6 @@ import numpy as np
 from keras import ops
 
 from kerora.adapters.config import LoraConfig
-from kerora.adapters.errors import AdapterError
 from kerora.adapters.factorization import Factorization, factorize
 
 
@@ -130,11 +129,6 @@ class EmbeddingLora(LoraAdapter):
         self, config: LoraConfig, input_dim: int, output_dim: int, compute_dtype: str, name: str
     ) -> None:
         super().__init__(config, compute_dtype, name)
-        if config.rank > min(input_dim, output_dim):
-            raise AdapterError(
-                f"`rank` must be at most {min(input_dim, output_dim)}, the rank of the embedding "
-                f"itself ({input_dim} x {output_dim}). Received: rank={config.rank}"
-            )
         self.input_dim = input_dim
         self.output_dim = output_dim
 

@@ -27,7 +27,7 @@ from kerora.models.families import packing_support
 from kerora.training.rotary_tables import shared_rotary_tables
 from kerora.training.segments import current_segment_ids, segmented
 
-_step: ContextVar[bool] = ContextVar("kerora_step", default=False)
+_pass: ContextVar[dict[Any, Any] | None] = ContextVar("kerora_forward_pass", default=None)
 _hooked: ContextVar[bool] = ContextVar("kerora_hooked_attention", default=False)
 
 
@@ -53,18 +53,25 @@ def training_attention(backbone: Any, segment_ids: Any) -> Iterator[None]:
     _install()
     # XLA lays out KerasHub's own attention over several devices; the kernels it cannot divide.
     spread = keras.distribution.distribution() is not None
-    step, hooked = _step.set(True), _hooked.set(segment_ids is not None and not spread)
+    begun, hooked = _pass.set({}), _hooked.set(segment_ids is not None and not spread)
     try:
         with segmented(segment_ids), shared_rotary_tables():
             yield
     finally:
-        _step.reset(step)
+        _pass.reset(begun)
         _hooked.reset(hooked)
 
 
 def in_step() -> bool:
     """Whether a `training_attention` context is active."""
-    return _step.get()
+    return _pass.get() is not None
+
+
+def of_forward_pass() -> dict[Any, Any]:
+    """What layers keep for each other until the `training_attention` context ends."""
+    kept = _pass.get()
+    assert kept is not None, "outside of a step"
+    return kept
 
 
 def segment_attention(query: Any, key: Any, value: Any, segment_ids: Any, **options: Any) -> Any:

@@ -141,7 +141,14 @@ def _leader_call(leader: Any, followers: list[Any], policy: Policy) -> Callable[
             return x
 
         tensors = [leaves[place] for place in places]
-        return _checkpointed(run, [leader, *followers], entry, policy)(*tensors)
+        layers = [leader, *followers]
+        if keras.backend.backend() != "jax":
+            return _run_twice(run, entry, _seeds(layers))(*tensors)
+        from kerora.training.rematerialisation_jax import traced_once
+
+        rest = [keras.KerasTensor if i in places else leaf for i, leaf in enumerate(leaves)]
+        rest = keras.tree.pack_sequence_as((args, kwargs), rest)
+        return traced_once(_marked(run), layers, rest, policy)(*tensors)
 
     return call
 
@@ -185,59 +192,27 @@ def _split_first(call: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any,
     return kwargs[first], (), {name: x for name, x in kwargs.items() if name != first}
 
 
-def _checkpointed(
-    run: Callable[..., Any], layers: list[Any], entry: keras.layers.Layer, policy: Policy
-) -> Callable[..., Any]:
-    """`run`, whose second run draws the random numbers that its first one drew."""
-    seeds = [
+def _seeds(layers: list[Any]) -> list[Any]:
+    return [
         variable
         for layer in layers
         for variable in layer.non_trainable_variables
         if variable.name == "seed_generator_state"
     ]
-    if keras.backend.backend() == "jax":
-        return _traced_once(run, layers[0], seeds, policy)
-    return _run_twice(run, entry, seeds)
 
 
-def _traced_once(
-    run: Callable[..., Any], layer: Any, seeds: list[Any], policy: Policy
-) -> Callable[..., Any]:
-    """For JAX, which traces `run` once: what it changes must leave it as outputs."""
-    from keras.src.backend import get_stateless_scope
+def _marked(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run`, in which the layers that it calls do not ask for a second run of their own."""
 
-    from kerora.training.rematerialisation_jax import checkpoint_elementwise
-
-    checkpoint = checkpoint_elementwise if policy == "elementwise" else keras.remat
-    scope = get_stateless_scope()
-
-    def pure(tensors: Sequence[Any], states: list[Any]) -> Any:
-        before = [seed.value for seed in seeds]
-        losses = len(scope.losses) if scope else 0
-        for seed, state in zip(seeds, states, strict=True):
-            seed.assign(state)
+    @functools.wraps(run)
+    def marked(*tensors: Any) -> Any:
         token = _running.set(True)
         try:
-            y = run(*tensors)
+            return run(*tensors)
         finally:
             _running.reset(token)
-        after = [seed.value for seed in seeds]
-        for seed, state in zip(seeds, before, strict=True):
-            seed.assign(state)
-        added = scope.losses[losses:] if scope else []
-        if scope:
-            del scope.losses[losses:]
-        return y, after, added
 
-    def call(*tensors: Any) -> Any:
-        y, states, losses = checkpoint(pure)(tensors, [seed.value for seed in seeds])
-        for seed, state in zip(seeds, states, strict=True):
-            seed.assign(state)
-        for loss in losses:
-            layer.add_loss(loss)
-        return y
-
-    return call
+    return marked
 
 
 class _Entry(keras.layers.Layer):

@@ -123,10 +123,23 @@ class StepModel(ModelMixin):
         # A preprocessor is called ahead of the model and so never built in Keras' eyes, which then
         # traces the model at every `fit`.
         if self.preprocessor is not None:
-            for layer in self.preprocessor._flatten_layers():
-                if not layer.built:
-                    layer.build(None)
+            _build(self.preprocessor)  # which makes layers
+            for layer in self.preprocessor._flatten_layers(include_self=False):
+                _build(layer)
+        if self._compiled.objective is not None:
+            self._build_compiled()
         return super()._symbolic_build(*args, **kwargs)
+
+    def _build_compiled(self) -> None:
+        """Build Keras' containers of loss and metrics, of which a step on hidden states uses none.
+
+        Keras builds them at their first use, and traces the model at every `fit` while they are
+        not.
+        """
+        labels = keras.KerasTensor((None, None), "int32")
+        for container in (self._compile_metrics, self._compile_loss):
+            if container is not None and not container.built:
+                container.build(labels, labels)
 
     def make_train_function(self, force: bool = False) -> None:
         made_before = self.train_function
@@ -193,11 +206,7 @@ class StepModel(ModelMixin):
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         if self._step_head() is None:
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        # Keras builds these at their first use, which hidden states pass by; while they are not
-        # built, every `fit` traces the model once more.
-        for container in (self._compile_metrics, self._compile_loss):
-            if container is not None and not container.built:
-                container.build(y, y_pred)
+        self._build_compiled()
         return self.get_metrics_result()
 
     def report_steps(self) -> None:
@@ -222,6 +231,11 @@ class StepModel(ModelMixin):
             of_loss.update_state(loss)
             real = ops.cast(ops.greater(x["padding_mask"], 0), "float32")
             of_tokens.update_state(over_replicas(ops.sum(real)))
+
+
+def _build(layer: keras.layers.Layer) -> None:
+    if not layer.built:
+        layer.build(None)
 
 
 def _divisor(reduction: Reduction, labels: Any, weight_sum: Any) -> Any:

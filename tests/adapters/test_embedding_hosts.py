@@ -51,8 +51,9 @@ def _merged_twin(embedding, a, b):
     return twin
 
 
-def test_embedding_lookup_equals_a_merged_table():
-    embedding = keras.layers.Embedding(7, 4)
+@pytest.mark.parametrize("width", [4, 1])  # 1: less than the rank
+def test_embedding_lookup_equals_a_merged_table(width):
+    embedding = keras.layers.Embedding(7, width)
     model, a, b = _adapted(embedding)
     table = as_numpy(embedding.embeddings) + SCALE * (a @ b)
     np.testing.assert_allclose(as_numpy(model(IDS)), table[IDS], rtol=1e-5, atol=1e-5)
@@ -123,8 +124,3 @@ def test_constraint_is_refused():
     embedding = keras.layers.Embedding(7, 4, embeddings_constraint="non_neg")
     with pytest.raises(AdapterError, match="embeddings_constraint"):
         _adapted(embedding)
-
-
-def test_rank_above_the_tables_own_is_refused():
-    with pytest.raises(AdapterError, match="at most 1"):
-        _adapted(keras.layers.Embedding(7, 1))

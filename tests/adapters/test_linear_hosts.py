@@ -160,9 +160,13 @@ def test_dropout_acts_in_training_alone_and_keeps_the_mean():
     assert not np.array_equal(noisy, again)
 
 
-def test_rank_above_the_kernels_own_names_both():
-    with pytest.raises(AdapterError, match=r"at most 5.*\(8 x 5\).*rank=6"):
-        factorize("btd,df->btf", (8, 5), rank=6)
+def test_a_rank_above_the_kernels_own():
+    x = np.random.default_rng(0).normal(size=(2, 8)).astype("float32")
+    layer = keras.layers.Dense(1)
+    model, before = _adapted(layer, x)
+    a, b = _random_factors(get_adapter(layer, "default"))
+    assert a.shape == (8, RANK) and RANK > 1
+    np.testing.assert_allclose(as_numpy(model(x)), before + x @ a @ b * ALPHA / RANK, rtol=1e-5)
 
 
 def test_an_equation_that_contracts_nothing_is_an_error():

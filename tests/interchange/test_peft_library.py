@@ -200,6 +200,21 @@ def test_ranks_and_scales_that_differ_between_layers(use_rslora, tmp_path):
     assert difference(model, tuned) < BOUND
 
 
+@pytest.mark.parametrize("family", ["gemma3n", "qwen2_moe"])
+def test_ranks_above_a_layers_own(family, tmp_path):
+    # PEFT's "all-linear" takes in layers of four outputs (Gemma 3n) and of one (Qwen MoE).
+    base = tiny_transformers(family, tmp_path / "base")
+    model = load_task(tmp_path / "base", preprocessor=None)
+    tuned = peft.get_peft_model(base, peft.LoraConfig(r=6, target_modules="all-linear")).eval()
+    randomize_peft(tuned)
+    tuned.save_pretrained(tmp_path / "adapter")
+    load_adapter(model, tmp_path / "adapter")
+    assert difference(model, tuned) < BOUND
+    save_adapter(model, tmp_path / "again")
+    base = tiny_transformers(family, tmp_path / "base")
+    assert difference(model, load_in_peft(base, tmp_path / "again")) < BOUND
+
+
 def test_half_precision_adapters_are_read(tmp_path):
     base = tiny_transformers("llama", tmp_path / "base")
     model = load_task(tmp_path / "base", preprocessor=None)
