@@ -132,25 +132,23 @@ def _own_fields(
     head_dim = metadata.size("attention.key_length", max(hidden // heads, 1))
     if metadata.size("attention.value_length", head_dim) != head_dim:
         raise file.error("its keys and values differ in length")
-    if family in QWEN35:
-        own = qwen35_fields(file, metadata, layers, head_dim)
-    elif metadata.size("rope.dimension_count", head_dim) != head_dim:
+    if family not in QWEN35 and metadata.size("rope.dimension_count", head_dim) != head_dim:
         raise file.error("only a part of each head is rotated")
-    elif family == "gemma3n_text":
+    if family == "gemma3n_text":
         return family, gemma3n_fields(file, metadata, layers) | {"head_dim": head_dim}
-    else:
-        own = {}
     if family == "llama" and has_experts(metadata):
         family = "mixtral"
     elif family == "llama" and head_dim * heads != hidden:
         family = "mistral"  # KerasHub's Llama has no other head size.
     # Files of Qwen 3.5 MoE have the size of an expert alone.
     inner = metadata.size("feed_forward_length", metadata.get("expert_feed_forward_length"))
-    own |= {
+    own = {
         "intermediate_size": inner,
         "num_key_value_heads": metadata.size("attention.head_count_kv", heads),
         "head_dim": head_dim,
     }
+    if family in QWEN35:
+        own |= qwen35_fields(file, metadata, layers, head_dim)
     return family, own | expert_fields(file, metadata, family)
 
 

@@ -109,11 +109,10 @@ def _rotated_part(file: GGUFFile, head_dim: int) -> float:
     if tensor is None or tensor.shape != (head_dim // 2,):
         raise file.error(f"it holds no '{_ROPE_FACTORS}' with {head_dim // 2} divisors")
     divisors = file.read(_ROPE_FACTORS)
-    turning = int((divisors == 1).sum())
+    turning = np.count_nonzero(divisors == 1)
     part = 2 * turning / head_dim
-    expected = np.where(np.arange(len(divisors)) < turning, 1, np.inf)
-    is_as_expected = ((divisors == expected) | ((divisors > _NEVER_TURNS) & (expected > 1))).all()
-    if not turning or int(part * head_dim) != 2 * turning or not is_as_expected:
+    are_split = (divisors[:turning] == 1).all() and (divisors[turning:] > _NEVER_TURNS).all()
+    if not turning or int(part * head_dim) != 2 * turning or not are_split:
         raise file.error(
             f"the divisors in '{_ROPE_FACTORS}' must be ones, and then so large that nothing turns"
         )
