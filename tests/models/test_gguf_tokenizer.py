@@ -237,8 +237,10 @@ def pieces_with_merges():
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     marks = ["<pad>", "<eos>", "<bos>", "<unk>", "<|video|>", "<|turn>", "<turn|>"]
     data = [f"<0x{byte:02X}>" for byte in range(256)]
-    # As the real one, it has pieces that are no part of a longer one.
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    # As in the real one, no merge reaches across words or lines.
+    lines = pre_tokenizers.Split(tokenizers.Regex(r"\n+"), "isolated")
+    words = pre_tokenizers.Split("▁", "merged_with_next")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, words])
     trainer = trainers.BpeTrainer(
         vocab_size=450, special_tokens=[*marks, *data], show_progress=False, limit_alphabet=60
     )
