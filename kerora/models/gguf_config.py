@@ -69,7 +69,7 @@ def architecture(file: GGUFFile) -> str:
     if kind != "model":
         raise file.error(f"it holds no model, but the type {kind!r}")
     name = file.fields.get("general.architecture")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise file.error(f"its architecture is {name!r}; read are {', '.join(FAMILIES)}")
     return name
 

@@ -20,7 +20,8 @@ def check_unscaled(file: GGUFFile, metadata: Metadata) -> None:
     Raises:
         ModelSourceError: If the metadata name a scaling.
     """
-    if (kind := metadata.get("rope.scaling.type")) not in (None, "none"):
+    kind = metadata.get("rope.scaling.type")
+    if kind is not None and str(kind) != "none":
         raise file.error(f"its rotary scaling is {str(kind)[:80]!r}, and KerasHub's model has none")
 
 

@@ -90,9 +90,9 @@ def read_vocabulary(file: GGUFFile, vocabulary_size: int) -> Vocabulary:
         ModelSourceError: If there is none, it is of a kind that is not read, or contradicts itself.
     """
     model = file.fields.get("tokenizer.ggml.model")
-    if model in (None, "none", "no_vocab"):
+    if model is None or str(model) in ("none", "no_vocab"):
         raise file.error("it holds no tokenizer. Pass `preprocessor=None` to load the model alone")
-    if model not in _DESCRIBED:
+    if not isinstance(model, str) or model not in _DESCRIBED:
         raise file.error(
             f"its tokenizer is of the kind {model!r}; read are {', '.join(_DESCRIBED)}"
         )
@@ -193,7 +193,7 @@ def _merges(vocabulary: Vocabulary) -> list[Any]:
 
 def _byte_level_bpe(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     file, name = vocabulary.file, vocabulary.file.fields.get("tokenizer.ggml.pre")
-    if name not in _SPLITS:
+    if not isinstance(name, str) or name not in _SPLITS:
         raise file.error(
             f"it splits text into words as {name!r} does, which is not known here; known are "
             f"{', '.join(_SPLITS)}. Pass `preprocessor=None` to load the model alone"
