@@ -66,7 +66,7 @@ def _parameters(model: Any) -> Iterator[tuple[str, Any]]:
             gate, up = value.chunk(2, dim=1)
             yield name.replace("gate_up_proj", "gate_proj.weight"), gate
             yield name.replace("gate_up_proj", "up_proj.weight"), up
-        elif "embed_tokens" in name:
+        elif "embed_tokens" in name and len(value) < model.config.vocab_size:
             # Tokens of images and sounds have no input of their own for each layer.
             missing = model.config.vocab_size - len(value)
             yield name, torch.nn.functional.pad(value, (0, 0, 0, missing))
