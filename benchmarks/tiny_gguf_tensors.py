@@ -22,6 +22,8 @@ _GEMMA4_SCALES = {
     ".router.scale": ".ffn_gate_inp.scale",
     ".router.per_expert_scale": ".ffn_down_exps.scale",
 }
+# As llama.cpp has it.
+_NEVER_QUANTISED = ("ffn_gate_inp", "ssm_conv1d")
 # Lists of matrices that the converter stacks.
 _STACKED = ("model.altup_projections", "model.altup_unembed_projections")
 
@@ -44,8 +46,7 @@ def add_weights(
             if hf_name.endswith(ending):
                 found = f"blk.{hf_name.split('.')[2]}{scale}"
         stored = _ordered(arch, hf_name, value, model)
-        # As llama.cpp has it: a router stays as it is.
-        used = kind if stored.ndim > 1 and "ffn_gate_inp" not in found else F32
+        used = F32 if stored.ndim < 2 or any(part in found for part in _NEVER_QUANTISED) else kind
         data = gguf.quantize(_changed(arch, hf_name, stored).astype("float32"), used)
         writer.add_tensor(found, data, raw_dtype=used)
         if used != F32:

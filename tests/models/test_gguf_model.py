@@ -50,11 +50,20 @@ def test_a_file_gives_the_model_that_it_was_made_from(name, tmp_path):
     assert gguf_difference(name, tmp_path) < BOUND
 
 
-@pytest.mark.parametrize("name", ["F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"])
-def test_quantised_weights_are_those_that_the_file_holds(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("llama", kind) for kind in ("F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1")),
+        *(("qwen3_5", "Q8_0"), ("gemma4", "Q8_0"), ("smollm3", "Q4_0")),
+    ],
+)
+def test_quantised_weights_are_those_that_the_file_holds(name, kind, tmp_path):
     if keras.backend.backend() != "jax":
         pytest.skip("dequantisation does not depend on the backend")
-    reference = tiny_gguf("llama", tmp_path / "model.gguf", KINDS[name], intermediate_size=64)
+    sizes = {"intermediate_size": 64}
+    if name == "gemma4":
+        sizes["hidden_size_per_layer_input"] = 32
+    reference = tiny_gguf(name, tmp_path / "model.gguf", KINDS[kind], **sizes)
     model = load_task(tmp_path / "model.gguf", preprocessor=None)
     np.testing.assert_allclose(keras_logits(model), torch_logits(reference), atol=2e-4)
 
