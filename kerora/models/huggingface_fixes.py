@@ -127,6 +127,12 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
                 raise inexpressible(family, field, text[field], expressible)
     if family == "vit":
         return {"layer_norm_epsilon": text.get("layer_norm_eps", 1e-12)}
+    if family in _QWEN3_5:
+        _check_rotary(family, _rope(text), "default")
+    if family in ("gemma4", "gemma4_text"):
+        by_type = text.get("rope_parameters") or {}
+        _check_rotary(family, by_type.get("sliding_attention") or {}, "default")
+        _check_rotary(family, by_type.get("full_attention") or {}, "proportional")
     if family not in _MENDED:
         return {}
     _check_head(family, text)
@@ -248,6 +254,12 @@ def _rotary_arguments(family: str, rope: dict[str, Any]) -> dict[str, Any]:
             "rope_pretraining_sequence_length": rope["original_max_position_embeddings"],
         }
     raise inexpressible(family, "rope_type", kind, "'default'")
+
+
+def _check_rotary(family: str, rope: dict[str, Any], kind: str) -> None:
+    for field, value in (("rope_type", kind), ("factor", 1.0)):
+        if rope.get(field, value) != value:
+            raise inexpressible(family, field, rope[field], repr(value))
 
 
 def _yarn_factor(family: str, rope: dict[str, Any]) -> float:

@@ -82,6 +82,8 @@ def load_weights(
             set_end_of_image(backbone, loader.get_tensor(_END_OF_IMAGE))
         if config["model_type"] == "gemma3n":
             loader.taken |= unused_tensors(backbone)
+        if config["model_type"].startswith("gemma4"):
+            loader.taken |= _of_shared_layers(backbone)
     if tied:
         loader.taken.add(_TIED_HEAD)
     _check_all_taken(source, set(names), loader.taken)
@@ -202,6 +204,16 @@ def _load_plain_experts(backbone: keras.Model, loader: Any) -> None:
             key = f"model.layers.{index}.mlp.experts.{name}"
             if f"{key}_blocks" in loader.stood_in:
                 getattr(experts, name).assign(np.asarray(loader.get_tensor(key)))
+
+
+def _of_shared_layers(backbone: keras.Model) -> set[str]:
+    # `transformers` skips the projections of layers that take over an earlier one's results.
+    return {
+        f"layers.{index}.self_attn.{name}.weight"
+        for index, block in enumerate(backbone.transformer_layers)
+        if block.attention.is_kv_shared_layer
+        for name in ("k_proj", "v_proj", "k_norm")
+    }
 
 
 def _check_all_taken(source: str, held: set[str], taken: set[str]) -> None:

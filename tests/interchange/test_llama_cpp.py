@@ -60,6 +60,9 @@ FIXED = {
         "hidden_size_per_layer_input": 256,
     },
 }
+# Of two tokens whose logits, of a spread of about 1.7, differ by less, rounding takes either: these
+# models' answers come upon such.
+TIES = {"gemma3n": 0.01, "qwen3_5_moe": 0.01, "smollm3": 0.01}
 PROMPT = "Instruction:\nName a river in Egypt.\n\nResponse:\n"
 ROWS = [
     {"prompt": PROMPT, "response": "The river is the Nile, and it flows north to the sea."},
@@ -89,7 +92,7 @@ def test_random_models_answer_alike(name, tmp_path):
     assert len(answer) > 5
     logits = keras_logits(model, np.array([prompt + answer]))[0, len(prompt) - 1 : -1]
     behind = logits.max(-1) - logits[np.arange(len(answer)), answer]
-    assert behind.max() < 0.01  # Of two tokens as likely as that, rounding takes either.
+    assert behind.max() <= TIES.get(name, 0.0)
     assert answer != LlamaCpp(base, context=64).greedy(prompt, 20)
 
 

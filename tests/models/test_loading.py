@@ -174,6 +174,14 @@ def test_keras_hub_goes_on_loading_its_own_class():
         ("gemma3n", {"activation_sparsity_pattern": [1.0] * 6}, "activation_sparsity_pattern"),
         ("gemma3n", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type"),
         ("gemma4", {"per_layer_config": {"0": {"head_dim": 8}}}, "per_layer_config"),
+        (
+            "gemma4",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}},
+            "rope_type",
+        ),
+        ("gemma4", {"rope_parameters": {"full_attention": {"factor": 4.0}}}, "factor"),
+        ("gemma4", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type"),
+        ("qwen3_5", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type"),
     ],
 )
 def test_what_keras_layers_cannot_express_is_refused(name, fields, message, tmp_path):
