@@ -46,15 +46,18 @@ BIASES = {
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _SHARED = [f"shared_expert.{name}_proj" for name in ("gate", "up", "down")] + ["shared_expert_gate"]
 _LINEAR_ATTENTION = ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"]
-_GEMMA4 = [*_ATTENTION, "per_layer_input_gate", "per_layer_projection"]
+_GEMMA4 = [
+    *_ATTENTION,
+    *("gate_proj", "up_proj", "down_proj"),
+    *("per_layer_input_gate", "per_layer_projection", "per_layer_model_projection"),
+]
 _GEMMA3N = r".*(_proj|linear_left|linear_right|per_layer_input_gate|projection|projections\.\d)"
 _LAYERS = r"layers\..*(_proj|fc\d)"
 _NO_POOLER = r"encoder\..*(query|key|value|dense)"
 _PALIGEMMA = r"query|key|value|attention_output|ffw_.*|.*_proj|mlp_dense_\d|image_classifier"
 _BLIP2 = r"query|key|value|attention_output|.*_(dense|projection|projector)|dense_\d"
 # Where PEFT's "all-linear" takes in what kerora has not: experts; the pooler, which KerasHub's
-# RoBERTa, ESM, ViT and DeiT have not; and the vision tower of a model that sees. Gemma 4's
-# feed-forward layers are never called by KerasHub.
+# RoBERTa, ESM, ViT and DeiT have not; and the vision tower of a model that sees.
 PEFT_TARGETS: dict[str, list[str] | str] = {
     "mixtral": _ATTENTION,
     "qwen2_moe": _ATTENTION + _SHARED,
@@ -63,7 +66,6 @@ PEFT_TARGETS: dict[str, list[str] | str] = {
     "qwen3_5_moe": _ATTENTION + _LINEAR_ATTENTION + _SHARED,
     "gemma3_vision": r".*language_model\..*_proj",
     "gemma3n_vision": rf"model\.language_model\.{_GEMMA3N}",
-    "gemma4": _GEMMA4,
     "gemma4_vision": rf".*language_model\..*({'|'.join(_GEMMA4)})",
     "qwen3_5_vision": r".*language_model\..*proj.*",
     "t5gemma2": r".*(text_model|decoder)\..*_proj",
@@ -106,6 +108,7 @@ GGUF_FAMILIES: dict[str, dict[str, Any]] = {
 GGUF_TARGETS = {
     "gemma4": [
         *("query", "key", "value", "attention_output"),
+        *("ffw_gating", "ffw_gating_2", "ffw_linear"),
         *("per_layer_input_gate", "per_layer_up_proj"),
     ],
     "gemma3n": [

@@ -12,6 +12,7 @@ from keras import ops
 from kerora.adapters.compiled import compiled_functions_set_aside, forget_compiled_functions
 from kerora.adapters.config import LoraConfig
 from kerora.adapters.errors import AdapterError, no_adapter
+from kerora.adapters.gemma4_feedforward import call_feedforward_layers, is_gemma4_block
 from kerora.adapters.host import attach, become_base, become_host, detach, get_adapter, is_host
 from kerora.adapters.int8_head import is_int8_head
 from kerora.adapters.lora import EmbeddingLora
@@ -41,6 +42,8 @@ def add_adapter_to_layers(
     for layer, _ in sublayers(model):
         if is_int8_head(layer):
             become_host(layer)
+        if is_gemma4_block(layer):
+            call_feedforward_layers()
     if first:
         _freeze(model)
     _set_bias_trainable(model, config, [target.layer for target in attached])

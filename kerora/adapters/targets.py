@@ -40,8 +40,6 @@ _NOT_PROJECTIONS = (
     "prediction_coefs",
     "lm_head",
 )
-# Layers that are never called: their owner multiplies by their kernels itself, past any adapter.
-_BYPASSED = {"Gemma4TextDecoderBlock": ("ffw_gating", "ffw_gating_2", "ffw_linear")}
 # Words in the names of layers that hold no text decoder ("blip2q_former" is BLIP-2's Q-Former).
 _TOWERS = ("vision", "image", "vit", "audio", "former")
 # What the classes of both encoders are called where texts are compared with images.
@@ -111,8 +109,7 @@ def select(
         At least one candidate.
 
     Raises:
-        AdapterError: If a pattern matches no layer, all matches are excluded, or an adapter on one
-            of them would be ignored.
+        AdapterError: If a pattern matches no layer, or all matches are excluded.
     """
     surplus = _surplus(model)
     everything = [c for c in candidates(model) if id(c.layer) not in surplus]
@@ -125,8 +122,7 @@ def select(
                 f"given. Layers that can hold an adapter: {_names(everything)}"
             )
     elif targets == "all-linear":
-        bypassed = _bypassed(model)
-        chosen = [c for c in usual if _is_linear(c) and id(c.layer) not in bypassed]
+        chosen = [c for c in usual if _is_linear(c)]
         if not chosen:
             raise AdapterError("`targets='all-linear'` found no Dense or EinsumDense layer.")
     else:
@@ -136,7 +132,6 @@ def select(
         chosen = [c for c in chosen if id(c.layer) not in excluded]
         if not chosen:
             raise AdapterError(f"`exclude` leaves no target. Received: exclude={exclude!r}")
-    _check_called(model, chosen)
     return chosen
 
 
@@ -152,28 +147,6 @@ def _surplus(model: keras.layers.Layer) -> set[int]:
         for child in parent._layers
         if child.name in ("k_proj", "v_proj")
     }
-
-
-def _bypassed(model: keras.layers.Layer) -> dict[int, str]:
-    """The names of their owners' classes by the identities of layers that are never called."""
-    return {
-        id(child): type(parent).__name__
-        for parent, _ in sublayers(model)
-        for child in parent._layers
-        if child.name in _BYPASSED.get(type(parent).__name__, ())
-    }
-
-
-def _check_called(model: keras.layers.Layer, chosen: list[Candidate]) -> None:
-    bypassed = _bypassed(model)
-    ignored = [candidate for candidate in chosen if id(candidate.layer) in bypassed]
-    if ignored:
-        names = sorted({candidate.layer.name for candidate in ignored})
-        raise AdapterError(
-            f"KerasHub's {bypassed[id(ignored[0].layer)]} multiplies by the kernels of "
-            f"{', '.join(names)} itself and never calls these layers, so an adapter on them would "
-            f"be ignored. Name other targets, or pass `exclude={names!r}`."
-        )
 
 
 def _matching(

@@ -128,27 +128,6 @@ def test_errors_name_what_was_given_and_what_is_there(arguments, words):
         select(_backbone("gemma"), *arguments)
 
 
-def test_layers_that_are_never_called_are_left_out_or_refused():
-    backbone = _backbone("gemma4")
-    assert not [c.path for c in select(backbone, "all-linear") if "ffw_" in c.path]
-    with pytest.raises(AdapterError, match="never calls these layers"):
-        select(backbone, ["query", "ffw_linear"])
-
-
-def test_kerashub_still_never_calls_them(monkeypatch):
-    backbone, called = _backbone("gemma4"), []
-    stock = keras.layers.EinsumDense.call
-
-    def call(self, *args, **kwargs):
-        called.append(self.name)
-        return stock(self, *args, **kwargs)
-
-    monkeypatch.setattr(keras.layers.EinsumDense, "call", call)
-    backbone({tensor.name: keras.ops.ones((1, 4), "int32") for tensor in backbone.inputs})
-    assert "query" in called
-    assert not {"ffw_gating", "ffw_gating_2", "ffw_linear"} & set(called)
-
-
 def test_projections_that_shared_keys_and_values_leave_over_are_never_called(monkeypatch):
     backbone, called = _backbone("gemma3n"), set()
     stock = keras.layers.Dense.call
