@@ -58,6 +58,21 @@ BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
             "laurel_rank": 4,
         },
     ),
+    "gemma4": (
+        "Gemma4Backbone",
+        {
+            **_GEMMA,
+            "image_size": 16,
+            "num_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "sliding_window_size": 4,
+            "global_head_dim": 32,
+            "global_rope_partial_rotary_factor": 0.5,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 4,
+            "vocab_size_per_layer_input": VOCABULARY,
+        },
+    ),
     "llama": ("LlamaBackbone", _LLAMA),
     "llama3": (
         "Llama3Backbone",

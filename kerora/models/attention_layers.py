@@ -68,6 +68,13 @@ def _gemma3n(layer: Any) -> AttentionOptions | None:
     return AttentionOptions(1.0, window=layer.sliding_window)
 
 
+def _gemma4(layer: Any) -> AttentionOptions | None:
+    if layer.dropout or layer.use_bidirectional_attention:
+        return None
+    window = layer.sliding_window_size if layer.use_sliding_window_attention else None
+    return AttentionOptions(1.0, layer.logit_soft_cap, window)
+
+
 def _plain(layer: Any) -> AttentionOptions:
     return AttentionOptions(layer._inv_norm_factor)
 
@@ -113,6 +120,7 @@ ATTENTION_LAYERS = (
         repeats=None,
         heads_first=True,
     ),
+    AttentionLayer("gemma4.gemma4_attention", "Gemma4TextAttention", _gemma4, repeats=None),
     AttentionLayer("llama.llama_attention", "LlamaAttention", _plain),
     AttentionLayer(
         "mistral.mistral_attention", "CachedMistralAttention", _mistral, "_num_key_value_groups"

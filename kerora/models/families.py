@@ -7,6 +7,7 @@ _ROTARY = (
     "GemmaBackbone",
     "Gemma3Backbone",
     "Gemma3nBackbone",
+    "Gemma4Backbone",
     "LlamaBackbone",
     "MistralBackbone",
     "QwenBackbone",
@@ -24,7 +25,6 @@ _REFUSED = {
     "RWKV7Backbone": "its recurrent state runs on from one example into the next",
     "Qwen3_5Backbone": "its linear attention's state runs on from one example into the next",
     "Qwen3_5MoeBackbone": "its linear attention's state runs on from one example into the next",
-    "Gemma4Backbone": "it takes position ids as an input of its own",
 }
 
 

@@ -92,8 +92,9 @@ def _attention_layers(blocks: Sequence[Any]) -> list[Any]:
 
 def _groups(blocks: Sequence[Any]) -> list[list[Any]]:
     """Consecutive blocks that are computed again together."""
-    if not all(hasattr(block, "output") for block in blocks):
-        # Blocks inside of another layer have no outputs of their own to compare.
+    if not all(isinstance(getattr(block, "output", None), keras.KerasTensor) for block in blocks):
+        # Blocks inside of another layer have no outputs of their own to compare; Gemma 4's give
+        # their keys and values beside what the next one takes.
         return [[block] for block in blocks]
     if not blocks:
         return []

@@ -19,6 +19,7 @@ from kerora.model_mixin import ModelMixin
 from kerora.training.attention import training_attention
 from kerora.training.losses import TokenLoss
 from kerora.training.objective import Head, find_head, next_token_loss
+from kerora.training.positions import with_positions
 from kerora.training.replicas import over_replicas
 from kerora.training.step_metrics import LatestValue, LossMean
 
@@ -98,7 +99,12 @@ class StepModel(ModelMixin):
     _compiled: CompiledStep
     _in_step: bool = False
 
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        # What a model is given is checked before its `call`, which JAX's steps go to at once.
+        return super().__call__(with_positions(self.backbone, inputs), *args, **kwargs)
+
     def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs = with_positions(self.backbone, inputs)
         if not self._in_step:
             return super().call(inputs, *args, **kwargs)
         with training_attention(self.backbone, inputs["padding_mask"]):

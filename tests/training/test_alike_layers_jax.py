@@ -13,6 +13,7 @@ from kerora.adapters import LoraConfig, add_adapter
 from kerora.models.families import decoder_blocks
 from kerora.training.alike_layers_jax import computation
 from kerora.training.attention import training_attention
+from kerora.training.positions import with_positions
 from kerora.training.rematerialisation import rematerialise
 
 if keras.backend.backend() != "jax":
@@ -21,7 +22,7 @@ if keras.backend.backend() != "jax":
 import jax
 
 # By the families' definitions: what alternates, or (Gemma 3n) is of each block's own.
-KINDS = {"gemma2": 2, "gemma3": 2, "gemma3n": 4, "gpt_oss": 2, "smollm3": 2}
+KINDS = {"gemma2": 2, "gemma3": 2, "gemma3n": 4, "gemma4": 4, "gpt_oss": 2, "smollm3": 2}
 
 
 @pytest.mark.parametrize("family", BACKBONES)
@@ -55,7 +56,7 @@ def traces(backbone):
 
     def forward(trainable, rest, ids):
         with training_attention(backbone, ids):
-            x = {"token_ids": ids, "padding_mask": ids}
+            x = with_positions(backbone, {"token_ids": ids, "padding_mask": ids})
             return backbone.stateless_call(trainable, rest, x, training=True)
 
     values = ([v.value for v in backbone.trainable_variables],)

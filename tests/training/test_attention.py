@@ -13,6 +13,7 @@ from tiny_backbones import VOCABULARY, tiny_backbone
 from kerora.models.attention_layers import ATTENTION_LAYERS
 from kerora.training import attention
 from kerora.training.attention import training_attention
+from kerora.training.positions import with_positions
 from kerora.training.segments import segmented
 
 HOOKED = [
@@ -20,6 +21,7 @@ HOOKED = [
     "gemma2",
     "gemma3",
     "gemma3n",
+    "gemma4",
     "llama",
     "mistral",
     "mixtral",
@@ -47,6 +49,7 @@ def batch():
 def values_and_gradients(backbone, tokens, ids, context):
     """Hidden states, and gradients of their weighted sum for every trainable weight."""
     x = {"token_ids": ops.convert_to_tensor(tokens), "padding_mask": ops.convert_to_tensor(ids)}
+    x = with_positions(backbone, x)
     rng = np.random.default_rng(4)
     weights = rng.normal(size=(*tokens.shape, 32)).astype("float32") * (ids > 0)[..., None]
 
@@ -102,6 +105,9 @@ def test_values_and_gradients_equal_kerashubs(family):
         # The second layer takes the first one's keys and values.
         sizes = {"num_hidden_layers": 2, "num_kv_shared_layers": 1}
         sizes |= {"layer_types": ["sliding_attention"] * 2, "activation_sparsity_pattern": None}
+    if family == "gemma4":
+        sizes = {"num_layers": 2, "num_kv_shared_layers": 0}
+        sizes |= {"layer_types": ["sliding_attention", "full_attention"]}
     backbone = tiny_backbone(family, **sizes)
     tokens, ids = batch()
     expected, expected_gradients = values_and_gradients(backbone, tokens, ids, segmented(ids))

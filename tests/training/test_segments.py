@@ -13,12 +13,14 @@ from tiny_backbones import VOCABULARY, tiny_backbone
 
 from kerora.models.families import packing_support
 from kerora.training import segments
+from kerora.training.positions import with_positions
 
 PACKED = [
     "gemma",
     "gemma2",
     "gemma3",
     "gemma3n",
+    "gemma4",
     "llama",
     "llama3",
     "mistral",
@@ -43,7 +45,7 @@ ROW = 24
 def hidden_states(backbone, token_ids, padding_mask):
     inputs = {"token_ids": ops.convert_to_tensor(token_ids, "int32")}
     inputs["padding_mask"] = ops.convert_to_tensor(padding_mask, "int32")
-    return ops.convert_to_numpy(backbone(inputs))
+    return ops.convert_to_numpy(backbone(with_positions(backbone, inputs)))
 
 
 def examples():
