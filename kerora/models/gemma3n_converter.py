@@ -74,17 +74,20 @@ def convert_weights(backbone: Any, loader: Any, config: dict[str, Any]) -> None:
     convert_gemma3n._port_language_model(_LoaderOfUsed(backbone, loader), backbone)
 
 
-def unused_tensors(backbone: Any) -> set[str]:
-    """Names, from `layers` on, of tensors that a file may hold and the model does not compute with.
+def shared_projections(index: int) -> set[str]:
+    """Names, from `layers` on, of the projections of a layer that takes over keys and values.
 
-    Layers that share keys and values have no projections for them in `transformers`, which skips
-    those of older files.
+    `transformers` has none there, and skips those that a file may hold.
     """
+    return {f"layers.{index}.self_attn.{name}.weight" for name in ("k_proj", "v_proj", "k_norm")}
+
+
+def unused_tensors(backbone: Any) -> set[str]:
+    """Names, from `layers` on, of tensors that a file may hold and no layer computes with."""
     unused = set()
     for index, block in enumerate(backbone.language_model.transformer_layers):
         if block.is_kv_shared_layer:
-            names = ("k_proj", "v_proj", "k_norm")
-            unused |= {f"layers.{index}.self_attn.{name}.weight" for name in names}
+            unused |= shared_projections(index)
         if not block.altup_correct_scale:
             unused.add(f"layers.{index}.altup.correct_output_scale")
     return unused

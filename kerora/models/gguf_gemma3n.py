@@ -8,10 +8,9 @@ from typing import Any
 
 from kerora.models.gguf_file import GGUFFile
 from kerora.models.gguf_later_gemma import (
-    FULL,
-    SLIDING,
     later_gemma_block_shapes,
     later_gemma_fields,
+    rotary_fields,
 )
 from kerora.models.gguf_metadata import Metadata
 
@@ -40,8 +39,6 @@ def gemma3n_fields(file: GGUFFile, metadata: Metadata, layers: int) -> dict[str,
     if _LAUREL not in file.tensors:
         raise file.error(f"it holds no tensor '{_LAUREL}'")
     full = {"rope_type": "default", "rope_theta": metadata.number("rope.freq_base", 10_000.0)}
-    theta = metadata.number("rope.freq_base_swa", 10_000.0)
-    sliding = {"rope_type": "default", "rope_theta": theta}
     # A share of a layer's units is silenced; the file has the quantile of a normal distribution.
     quantiles = metadata.numbers("activation_sparsity_scale", layers)
     return later_gemma_fields(file, metadata, layers) | {
@@ -52,7 +49,7 @@ def gemma3n_fields(file: GGUFFile, metadata: Metadata, layers: int) -> dict[str,
         "altup_active_idx": active,
         "laurel_rank": file.tensors[_LAUREL].shape[0],
         "final_logit_softcapping": metadata.number("final_logit_softcapping", 30.0),
-        "rope_parameters": {FULL: full, SLIDING: sliding},
+        **rotary_fields(metadata, full),
     }
 
 

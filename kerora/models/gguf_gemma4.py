@@ -14,6 +14,7 @@ from kerora.models.gguf_later_gemma import (
     SLIDING,
     later_gemma_block_shapes,
     later_gemma_fields,
+    rotary_fields,
     shares_keys,
 )
 from kerora.models.gguf_metadata import Metadata
@@ -68,9 +69,7 @@ def gemma4_fields(file: GGUFFile, metadata: Metadata, layers: int) -> dict[str, 
         "rope_theta": metadata.number("rope.freq_base"),
         "partial_rotary_factor": _rotated_part(file, fields["global_head_dim"]),
     }
-    theta = metadata.number("rope.freq_base_swa", 10_000.0)
-    sliding = {"rope_type": "default", "rope_theta": theta}
-    return fields | {"rope_parameters": {FULL: full, SLIDING: sliding}}
+    return fields | rotary_fields(metadata, full)
 
 
 def _key_heads(file: GGUFFile, metadata: Metadata, types: list[str]) -> dict[str, Any]:

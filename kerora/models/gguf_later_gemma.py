@@ -50,6 +50,18 @@ def later_gemma_fields(file: GGUFFile, metadata: Metadata, layers: int) -> dict[
     }
 
 
+def rotary_fields(metadata: Metadata, full: dict[str, Any]) -> dict[str, Any]:
+    """The field of a Hugging Face config that says how heads are rotated in each kind of layer.
+
+    Args:
+        metadata: Of a GGUF file.
+        full: What it says of layers of full attention.
+    """
+    theta = metadata.number("rope.freq_base_swa", 10_000.0)
+    sliding = {"rope_type": "default", "rope_theta": theta}
+    return {"rope_parameters": {FULL: full, SLIDING: sliding}}
+
+
 def shares_keys(config: dict[str, Any], index: int) -> bool:
     """Whether a layer has the keys and values of an earlier one."""
     return index >= config["num_hidden_layers"] - config["num_kv_shared_layers"]

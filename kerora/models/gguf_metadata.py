@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -80,12 +81,13 @@ class Metadata:
         Raises:
             ModelSourceError: If they are none, are missing, or are not as many.
         """
-        value = self.get(key)
-        if not isinstance(value, np.ndarray):
+        if not isinstance(self.get(key), np.ndarray):
             return [self.size(key)] * length
-        if value.size != length or value.dtype.kind not in "iu" or not (value > 0).all():
-            raise self._wrong(key, f"{length} positive whole numbers", value)
-        return [int(number) for number in value]
+
+        def fits(value: np.ndarray) -> bool:
+            return value.dtype.kind in "iu" and bool((value > 0).all())
+
+        return [int(x) for x in self._list(key, length, "positive whole numbers", fits)]
 
     def numbers(self, key: str, length: int) -> list[float]:
         """Numbers, one for each layer, of which some may be infinite.
@@ -93,10 +95,11 @@ class Metadata:
         Raises:
             ModelSourceError: If they are none, are missing, or are not as many.
         """
-        value = self.get(key)
-        if not isinstance(value, np.ndarray) or value.size != length or np.isnan(value).any():
-            raise self._wrong(key, f"{length} numbers", value)
-        return [float(number) for number in value]
+
+        def fits(value: np.ndarray) -> bool:
+            return value.dtype.kind in "iuf" and not np.isnan(value).any()
+
+        return [float(x) for x in self._list(key, length, "numbers", fits)]
 
     def flags(self, key: str, length: int) -> list[bool]:
         """Truth values, one for each layer.
@@ -104,10 +107,19 @@ class Metadata:
         Raises:
             ModelSourceError: If they are none, are missing, or are not as many.
         """
+
+        def fits(value: np.ndarray) -> bool:
+            return not set(value.flat) - {0, 1}
+
+        return [bool(x) for x in self._list(key, length, "truth values", fits)]
+
+    def _list(
+        self, key: str, length: int, expected: str, fits: Callable[[np.ndarray], bool]
+    ) -> np.ndarray:
         value = self.get(key)
-        if not isinstance(value, np.ndarray) or value.size != length or set(value.flat) - {0, 1}:
-            raise self._wrong(key, f"{length} truth values", value)
-        return [bool(flag) for flag in value]
+        if not isinstance(value, np.ndarray) or value.size != length or not fits(value):
+            raise self._wrong(key, f"{length} {expected}", value)
+        return value
 
     def _is_given(self, key: str) -> bool:
         value = self.get(key)

@@ -149,7 +149,7 @@ class GGUFTensors(Mapping[str, np.ndarray]):
 def gguf_names(arch: str, num_layers: int) -> dict[str, str]:
     """Hugging Face tensor names of an architecture, each with its GGUF name.
 
-    Those of experts and routers are `expert_names`.
+    Those of tensors that hold several are `expert_names`, `gemma3n_names` and `gemma4_names`.
 
     Args:
         arch: The GGUF architecture, such as `"llama"`.

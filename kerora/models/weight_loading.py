@@ -14,7 +14,7 @@ from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
 
 from kerora.models.converters import UnroundedArray, converter_of_type, text_config
 from kerora.models.errors import ModelSourceError, told_of_source
-from kerora.models.gemma3n_converter import unused_tensors
+from kerora.models.gemma3n_converter import shared_projections, unused_tensors
 from kerora.models.huggingface_folder import FolderTensors
 from kerora.models.huggingface_paligemma import load_gemma2_norms
 from kerora.models.huggingface_t5gemma2 import set_end_of_image
@@ -83,7 +83,9 @@ def load_weights(
         if config["model_type"] == "gemma3n":
             loader.taken |= unused_tensors(backbone)
         if config["model_type"].startswith("gemma4"):
-            loader.taken |= _of_shared_layers(backbone)
+            for index, block in enumerate(backbone.transformer_layers):
+                if block.attention.is_kv_shared_layer:
+                    loader.taken |= shared_projections(index)
     if tied:
         loader.taken.add(_TIED_HEAD)
     _check_all_taken(source, set(names), loader.taken)
@@ -204,16 +206,6 @@ def _load_plain_experts(backbone: keras.Model, loader: Any) -> None:
             key = f"model.layers.{index}.mlp.experts.{name}"
             if f"{key}_blocks" in loader.stood_in:
                 getattr(experts, name).assign(np.asarray(loader.get_tensor(key)))
-
-
-def _of_shared_layers(backbone: keras.Model) -> set[str]:
-    # `transformers` skips the projections of layers that take over an earlier one's results.
-    return {
-        f"layers.{index}.self_attn.{name}.weight"
-        for index, block in enumerate(backbone.transformer_layers)
-        if block.attention.is_kv_shared_layer
-        for name in ("k_proj", "v_proj", "k_norm")
-    }
 
 
 def _check_all_taken(source: str, held: set[str], taken: set[str]) -> None:

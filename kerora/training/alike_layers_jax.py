@@ -93,7 +93,10 @@ class _Description:
         if isinstance(x, set | frozenset):
             return type(x), frozenset(map(self, x))
         if isinstance(x, types.FunctionType):
-            cells = [cell.cell_contents for cell in x.__closure__ or ()]
+            try:
+                cells = [cell.cell_contents for cell in x.__closure__ or ()]
+            except ValueError:  # one that holds nothing yet
+                return "object", id(x)
             parts = (x.__defaults__, x.__kwdefaults__, cells)
             return "function", x.__code__, id(x.__globals__), self(parts)
         if isinstance(x, types.MethodType):

@@ -131,6 +131,16 @@ def test_functions_are_told_apart_by_what_they_hold():
     assert not alike(change(2.0))
 
 
+def test_a_function_that_refers_to_nothing_yet_is_like_itself_alone():
+    def unbound():
+        return lambda: later
+        later = 1
+
+    first, second = unbound(), unbound()
+    assert computation([], first) == computation([], first)
+    assert computation([], first) != computation([], second)
+
+
 def test_arguments_count_by_value_and_tensors_by_identity():
     tensor, other = ops.ones(3), ops.ones(3)
     first, second = blocks()
