@@ -13,7 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from kerora.default_learning_rates import ADAPTER_LEARNING_RATE, FULL_LEARNING_RATE
+from kerora.default_learning_rates import (
+    ADAPTER_LEARNING_RATE,
+    FULL_LEARNING_RATE,
+    REFERENCE_STEPS,
+)
 from kerora.models.bundled import BUNDLED_NAMES
 from kerora.recipe_errors import RecipeError, as_recipe_error, nearest
 from kerora.recipe_yaml import apply_override, read_yaml, recipe_text
@@ -158,8 +162,9 @@ class OptimizerRecipe(_Section):
     learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description=f"Its peak. null: {ADAPTER_LEARNING_RATE:g} for an adapter, "
-        f"{FULL_LEARNING_RATE:g} for a whole model; sgd and lion have no default.",
+        description=f"Its peak. null: by the length of the run, {ADAPTER_LEARNING_RATE:g} for an "
+        f"adapter and {FULL_LEARNING_RATE:g} for a whole model in {REFERENCE_STEPS:,} steps, four "
+        "times that in 16; sgd and lion have no default.",
     )
     weight_decay: float = Field(
         default=0.0, ge=0, description="Decoupled; biases and norm scales are left out."
@@ -266,15 +271,6 @@ class Recipe(_Section):
         if epochs is not None and steps is not None:
             raise ValueError(f"epochs and steps ({steps}) are both given: give one of them")
         return 1 if epochs is None and steps is None else epochs
-
-    @field_validator("optimizer")
-    @classmethod
-    def _resolve_learning_rate(cls, optimizer: Any, info: ValidationInfo) -> Any:
-        if optimizer.learning_rate is not None:
-            return optimizer
-        full = info.data.get("adapter") == "none"
-        rate = FULL_LEARNING_RATE if full else ADAPTER_LEARNING_RATE
-        return optimizer.model_copy(update={"learning_rate": rate})
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:

@@ -8,7 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerora.recipe import OptimizerRecipe
+from kerora.default_learning_rates import default_learning_rate
+from kerora.recipe import OptimizerRecipe, Recipe
 
 _CLASSES = {
     "adamw": "AdamW",
@@ -21,18 +22,28 @@ _CLASSES = {
 NOT_DECAYED = ("bias", "scale")
 
 
-def make_optimizer(recipe: OptimizerRecipe, steps: int) -> keras.optimizers.Optimizer:
+def peak_learning_rate(recipe: Recipe, steps: int) -> float:
+    """The learning rate of a recipe, or the default for so many batches."""
+    if recipe.optimizer.learning_rate is not None:
+        return recipe.optimizer.learning_rate
+    updates = max(1, steps // recipe.optimizer.gradient_accumulation)
+    return default_learning_rate(adapted=recipe.adapter != "none", steps=updates)
+
+
+def make_optimizer(
+    recipe: OptimizerRecipe, learning_rate: float, steps: int
+) -> keras.optimizers.Optimizer:
     """The Keras optimizer of a recipe.
 
     Args:
-        recipe: With its learning rate resolved.
+        recipe: All but its learning rate.
+        learning_rate: Its peak; see `peak_learning_rate`.
         steps: Batches in the run.
     """
     accumulation = recipe.gradient_accumulation
     # Keras asks a schedule for the rate of a batch, also where several batches make an update.
     warmup = recipe.warmup * steps if recipe.warmup < 1 else recipe.warmup
-    assert recipe.learning_rate is not None
-    schedule = WarmupSchedule(recipe.learning_rate, steps, round(warmup), recipe.schedule)
+    schedule = WarmupSchedule(learning_rate, steps, round(warmup), recipe.schedule)
     optimizer = getattr(keras.optimizers, _CLASSES[recipe.name])(
         learning_rate=schedule,
         weight_decay=recipe.weight_decay,

@@ -17,7 +17,7 @@ from kerora.interchange.atomic_folder import replaced_folder
 from kerora.json_file import read_json_object
 from kerora.quiet import quiet
 from kerora.recipe import Recipe
-from kerora.recipe_optimizer import make_optimizer
+from kerora.recipe_optimizer import make_optimizer, peak_learning_rate
 from kerora.run_folder import (
     RunError,
     RunFolder,
@@ -104,12 +104,13 @@ def carry_out(recipe: Recipe, folder: RunFolder, console: Any = None) -> RunResu
     stored = _stored(folder.before, "before") if folder.before.exists() else None
     steps = recipe.steps or (recipe.epochs or 1) * steps_per_epoch
     steps = stored[0] if stored else steps
+    rate = peak_learning_rate(recipe, steps)
     for line in [
         *model_lines(recipe, count_trainable_parameters(model), model.backbone.variable_dtype),
-        *data_lines(data, steps, recipe.batch_size),
+        *data_lines(data, steps, recipe.batch_size, rate),
     ]:
         console.print(line)
-    model.compile(optimizer=make_optimizer(recipe.optimizer, steps))
+    model.compile(optimizer=make_optimizer(recipe.optimizer, rate, steps))
     probe = Probe(model, data, recipe.evaluation, recipe.samples, folder.validation)
     if stored:
         (before,) = stored[1:]

@@ -20,8 +20,8 @@ def model_lines(recipe: Recipe, parameters: TrainableParameters, dtype: str) -> 
     return [f"Model     {recipe.model.source} ({dtype}{held}{start})", *_indented(str(parameters))]
 
 
-def data_lines(data: RunData, steps: int, batch_size: int) -> list[str]:
-    """The rows of a run and how many steps they make."""
+def data_lines(data: RunData, steps: int, batch_size: int, learning_rate: float) -> list[str]:
+    """The rows of a run, how many steps they make, and the peak of the learning rate."""
     lines = ["Training  " + _first(str(data.batches.report()))]
     lines += _rest(str(data.batches.report()))
     if data.validation is not None:
@@ -30,7 +30,7 @@ def data_lines(data: RunData, steps: int, batch_size: int) -> list[str]:
     tokens = batch_size * data.batches.sequence_length
     lines.append(
         f"Steps     {steps:,} of {batch_size} rows of {data.batches.sequence_length} tokens "
-        f"({tokens:,} positions)"
+        f"({tokens:,} positions), learning rate {learning_rate:.2g}"
     )
     return lines
 

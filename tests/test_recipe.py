@@ -38,15 +38,8 @@ def problems(path: Path, *overrides: str) -> list[str]:
 
 def test_a_recipe_needs_only_a_model_and_data(write):
     recipe = load_recipe(write(MINIMAL))
-    assert recipe.optimizer.learning_rate == 5e-4
     assert recipe.adapter.alpha == 2 * recipe.adapter.rank
     assert recipe.epochs == 1
-
-
-def test_full_fine_tuning_has_a_lower_learning_rate(write):
-    recipe = load_recipe(write(MINIMAL + "adapter: none\n"))
-    assert recipe.adapter == "none"
-    assert recipe.optimizer.learning_rate == 2e-5
 
 
 def test_steps_replace_epochs(write):

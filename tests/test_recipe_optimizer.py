@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-from kerora.recipe import OptimizerRecipe
-from kerora.recipe_optimizer import WarmupSchedule, make_optimizer
+from kerora.recipe import OptimizerRecipe, Recipe
+from kerora.recipe_optimizer import WarmupSchedule, make_optimizer, peak_learning_rate
 
 NAMES = ("adamw", "adam", "sgd", "lion", "adafactor", "muon")
 
@@ -45,7 +45,7 @@ def test_every_optimizer_trains_and_leaves_biases_undecayed(name):
     layer.build((None, 3))
     layer.bias.assign(np.ones(4, "float32"))
     before = keras.ops.convert_to_numpy(layer.kernel)
-    optimizer = make_optimizer(recipe, steps=10)
+    optimizer = make_optimizer(recipe, 0.1, steps=10)
     optimizer.build(layer.trainable_variables)
     zeros = [keras.ops.zeros(v.shape) for v in layer.trainable_variables]
     optimizer.apply(zeros, layer.trainable_variables)
@@ -55,10 +55,8 @@ def test_every_optimizer_trains_and_leaves_biases_undecayed(name):
 
 
 def test_the_schedule_counts_batches_also_where_several_make_an_update():
-    recipe = OptimizerRecipe(
-        learning_rate=1.0, schedule="linear", warmup=0.0, gradient_accumulation=2
-    )
-    optimizer = make_optimizer(recipe, steps=10)
+    recipe = OptimizerRecipe(schedule="linear", warmup=0.0, gradient_accumulation=2)
+    optimizer = make_optimizer(recipe, 1.0, steps=10)
     variable = keras.Variable(np.ones(2, "float32"))
     optimizer.build([variable])
     rates = []
@@ -66,3 +64,19 @@ def test_the_schedule_counts_batches_also_where_several_make_an_update():
         rates.append(float(keras.ops.convert_to_numpy(optimizer.learning_rate)))
         optimizer.apply([keras.ops.ones((2,))], [variable])
     np.testing.assert_allclose(rates, 1 - np.arange(10) / 10, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 5e-4 * 5),
+        ({"adapter": "none"}, 2e-5 * 5),
+        ({"optimizer": {"gradient_accumulation": 8}}, 5e-4 * 10),
+        ({"optimizer": {"learning_rate": 0.3}}, 0.3),
+    ],
+)
+def test_the_default_rate_is_by_what_trains_and_the_number_of_updates(changes, expected):
+    recipe = Recipe(
+        model={"source": "tiny_gemma"}, data={"train": "tiny_gemma/train.jsonl"}, **changes
+    )
+    assert peak_learning_rate(recipe, steps=8) == pytest.approx(expected)

@@ -43,11 +43,20 @@ def test_a_second_adapter_of_one_name_is_refused(model):
         model.backbone.enable_lora(2)
 
 
-def test_the_default_learning_rate_is_that_of_what_trains():
+def test_the_default_learning_rate_is_by_what_trains_and_for_how_long():
     model = kerora.from_preset("tiny_gemma", load_weights=False)
     model.backbone.enable_lora(2)
-    model.fit([SHORT] * 2, sequence_length=32, verbose=0)
-    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == pytest.approx(5e-4)
+
+    def rate_of_eight_steps():
+        model.fit([SHORT], epochs=2, steps_per_epoch=4, sequence_length=32, verbose=0)
+        return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+
+    assert rate_of_eight_steps() == pytest.approx(5e-4 * 5)  # The third root of 1,000 by 8.
+    model.fit([SHORT], steps_per_epoch=1, sequence_length=32, verbose=0)
+    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == pytest.approx(5e-3)
+    assert rate_of_eight_steps() == pytest.approx(5e-4 * 5)
+    model.optimizer.learning_rate = 1e-4
+    assert rate_of_eight_steps() == pytest.approx(1e-4)
 
 
 @pytest.mark.parametrize("rows", [[1, 2], [[1, 2], [3, 4]], (1, 2), 5])
