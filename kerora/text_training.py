@@ -21,6 +21,8 @@ from kerora.training.step_metrics import weigh_loss_by_tokens
 class TextTraining(StepModel):
     """Mixin of a KerasHub causal language model: `compile`, `fit` and `evaluate`."""
 
+    _default_rate: float | None = None  # The learning rate in use, where kerora chose it.
+
     def compile(
         self,
         optimizer: Any = "auto",

@@ -1,6 +1,7 @@
 """What a model that kerora adapted says about its data and its weights."""
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 
@@ -57,6 +58,17 @@ def test_the_default_learning_rate_is_by_what_trains_and_for_how_long():
     assert rate_of_eight_steps() == pytest.approx(5e-4 * 5)
     model.optimizer.learning_rate = 1e-4
     assert rate_of_eight_steps() == pytest.approx(1e-4)
+
+
+def test_what_was_compiled_before_adapt_is_kept():
+    model = keras_hub.models.CausalLM.from_preset(str(kerora.bundled_path("tiny_gemma")))
+    model.backbone.enable_lora(2)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=keras.optimizers.SGD(0.25), loss=loss)
+    kerora.adapt(model)
+    model.fit([SHORT] * 2, sequence_length=32, verbose=0)
+    assert isinstance(model.optimizer, keras.optimizers.SGD)
+    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == 0.25
 
 
 @pytest.mark.parametrize("rows", [[1, 2], [[1, 2], [3, 4]], (1, 2), 5])
