@@ -28,6 +28,7 @@ from kerora.interchange.keras_lora import has_keras_lora, take_over_keras_lora
 from kerora.models.cpu_bfloat16 import compute_in_float32
 from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE
 from kerora.models.loading import load_task_and_template
+from kerora.models.saved_preset import save_word_splitting, saved_completely
 from kerora.text_training import TextTraining
 from kerora.training.rematerialisation import rematerialise_by_default
 
@@ -158,8 +159,16 @@ class Task(TextTraining, AdaptedModel):
                 "adapter instead, and `kerora merge` it into that folder.",
                 stacklevel=2,
             )
-        with as_own_class(self), as_own_class(self.backbone):
+        with as_own_class(self), as_own_class(self.backbone), saved_completely(self):
             self.save_to_preset(preset_dir, **kwargs)
+        if save_word_splitting(self, Path(preset_dir)):
+            warnings.warn(
+                "A KerasHub preset has no place for how this model's tokenizer.json splits text "
+                "into words: loaded by KerasHub alone, the model is given other tokens for some "
+                "texts. `kerora.from_preset` gives it the same. For other programs save an "
+                "adapter, and `kerora merge` it into the Hugging Face folder.",
+                stacklevel=2,
+            )
         if self.chat_template is not None:
             path = Path(preset_dir) / CHAT_TEMPLATE_FILE
             path.write_text(self.chat_template, encoding="utf-8")
