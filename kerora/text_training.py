@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal
 
 import keras
@@ -15,6 +14,7 @@ from kerora.training.fit_data import DataOptions, text_batches, warn_of_lost_row
 from kerora.training.losses import TokenLoss, check_text_loss
 from kerora.training.step import CompiledStep, StepModel
 from kerora.training.step_metrics import weigh_loss_by_tokens
+from kerora.user_warning import warn_user
 
 
 class TextTraining(StepModel):
@@ -272,11 +272,10 @@ class TextTraining(StepModel):
         if self._default_optimizer and not self.optimizer.built:
             adapted = bool(adapter_configs(self))
             if not adapted:
-                warnings.warn(
+                warn_user(
                     f"All {self.count_params():,} parameters train, for the model holds no "
                     "adapter: call `model.backbone.enable_lora(rank)` first if it should. Your own "
-                    "`compile` says that this is meant.",
-                    stacklevel=3,
+                    "`compile` says that this is meant."
                 )
             self.optimizer.learning_rate = ADAPTER_LEARNING_RATE if adapted else FULL_LEARNING_RATE
 
