@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from kerora.recipe import Recipe
 
 # Keys that may be another in a run that is continued: it comes to the same.
 _CHANGE_NO_RESULT = ("checkpoint_seconds",)
+_LOCK = ".lock"
 
 
 class RunError(ValueError):
@@ -53,28 +55,39 @@ class RunFolder:
 def open_run_folder(path: str | os.PathLike[str], recipe: Recipe) -> Iterator[RunFolder]:
     """The folder of a new run, or of one that is continued; locked while it is open.
 
-    Nothing heavy is imported for it, so that what is wrong with a folder is told at once.
+    A new one that ends with nothing in it but the recipe is removed. Nothing heavy is imported for
+    it, so that what is wrong with a folder is told at once.
 
     Raises:
         RunError: It cannot be written, another process runs in it, or it belongs to another recipe
             (the message shows the keys that differ; the time between checkpoints may).
     """
     folder = RunFolder(path)
+    is_new = not folder.path.exists()
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        lock = open(folder.path / ".lock", "w")  # noqa: SIM115 - held while the run lasts
+        lock = open(folder.path / _LOCK, "w")  # noqa: SIM115 - held while the run lasts
     except OSError as error:
         reason = error.strerror or error
         raise RunError(f"{folder.path}: this run folder cannot be written: {reason}") from None
     with lock:
         _lock(lock, folder.path)
-        if folder.recipe.exists() and folder.began:
-            _check_same(recipe, folder)
-        else:
-            folder.before.unlink(missing_ok=True)
-            text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
-            write_whole(folder.recipe, text)
-        yield folder
+        try:
+            _keep_recipe(recipe, folder)
+            yield folder
+        finally:
+            written = {path.name for path in folder.path.glob("*")}
+            if is_new and written <= {_LOCK, folder.recipe.name}:
+                shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def _keep_recipe(recipe: Recipe, folder: RunFolder) -> None:
+    if folder.recipe.exists() and folder.began:
+        _check_same(recipe, folder)
+        return
+    folder.before.unlink(missing_ok=True)
+    text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+    write_whole(folder.recipe, text)
 
 
 def _lock(file: Any, path: Path) -> None:

@@ -11,6 +11,7 @@ from kerora.data import Batches, DataError, RowProblem, open_source
 from kerora.models.bundled import BUNDLED_NAMES, bundled_path
 from kerora.models.cpu_bfloat16 import multiplies_bfloat16, on_cpu
 from kerora.models.loading import load_task_and_template
+from kerora.models.saved_preset import complete_backbone_config
 from kerora.models.stored_type import is_stored_in_bfloat16
 from kerora.recipe import DataRecipe, ModelRecipe, Recipe
 from kerora.task import Task, adapt
@@ -91,7 +92,7 @@ def load_model(recipe: ModelRecipe, *, full: bool = False) -> Task:
         dtype = "float32" if full or not _takes_bfloat16(recipe.source) else "bfloat16"
     model, template = load_task_and_template(recipe.source, dtype=dtype)
     if recipe.weights == "random":
-        backbone = type(model.backbone).from_config(model.backbone.get_config())
+        backbone = type(model.backbone).from_config(complete_backbone_config(model.backbone))
         model = type(model)(backbone=backbone, preprocessor=model.preprocessor)
     task = adapt(model)
     task.source = recipe.source

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,10 @@ from kerora.interchange.keras_lora import has_keras_lora, take_over_keras_lora
 from kerora.models.cpu_bfloat16 import compute_in_float32
 from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE
 from kerora.models.loading import load_task_and_template
+from kerora.models.saved_preset import save_word_splitting, saved_completely
 from kerora.text_training import TextTraining
 from kerora.training.rematerialisation import rematerialise_by_default
+from kerora.user_warning import warn_user
 
 if keras.backend.backend() == "jax":
     run_steps_one_by_one()
@@ -152,14 +153,20 @@ class Task(TextTraining, AdaptedModel):
                 "keep them with `save_adapter`."
             )
         if names := getattr(self.backbone, "set_on_its_layers", ()):
-            warnings.warn(
+            warn_user(
                 f"A KerasHub preset has no place for {', '.join(names)} as this model's Hugging "
                 "Face folder has them: loaded from the preset, it gives other answers. Save an "
-                "adapter instead, and `kerora merge` it into that folder.",
-                stacklevel=2,
+                "adapter instead, and `kerora merge` it into that folder."
             )
-        with as_own_class(self), as_own_class(self.backbone):
+        with as_own_class(self), as_own_class(self.backbone), saved_completely(self):
             self.save_to_preset(preset_dir, **kwargs)
+        if save_word_splitting(self, Path(preset_dir)):
+            warn_user(
+                "A KerasHub preset has no place for how this model's tokenizer.json splits text "
+                "into words: loaded by KerasHub alone, the model is given other tokens for some "
+                "texts. `kerora.from_preset` gives it the same. For other programs save an "
+                "adapter, and `kerora merge` it into the Hugging Face folder."
+            )
         if self.chat_template is not None:
             path = Path(preset_dir) / CHAT_TEMPLATE_FILE
             path.write_text(self.chat_template, encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, Literal
 
 import keras
@@ -16,6 +15,7 @@ from kerora.training.fit_data import DataOptions, text_batches, warn_of_lost_row
 from kerora.training.losses import TokenLoss, check_text_loss
 from kerora.training.step import CompiledStep, StepModel
 from kerora.training.step_metrics import weigh_loss_by_tokens
+from kerora.user_warning import warn_user
 
 
 class TextTraining(StepModel):
@@ -278,11 +278,10 @@ class TextTraining(StepModel):
             )
         by_default = self._default_rate is not None and not self.optimizer.built
         if by_default and not adapter_configs(self):
-            warnings.warn(
+            warn_user(
                 f"All {self.count_params():,} parameters train, for the model holds no "
                 "adapter: call `model.backbone.enable_lora(rank)` first if it should. Your own "
-                "`compile` says that this is meant.",
-                stacklevel=3,
+                "`compile` says that this is meant."
             )
 
     def _choose_learning_rate(self, steps: int | None) -> None:

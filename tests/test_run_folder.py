@@ -7,8 +7,9 @@ import math
 import pytest
 
 from kerora.evaluation import Answer, TokenScores
+from kerora.recipe import Recipe
 from kerora.run import _stored
-from kerora.run_folder import RunError, StepRecord, read_step_records
+from kerora.run_folder import RunError, StepRecord, open_run_folder, read_step_records
 from kerora.run_measure import Measurement
 
 MEASURED = Measurement(
@@ -67,3 +68,33 @@ def test_lines_of_steps(tmp_path):
     ]
     file.write_bytes(b"\n".join(lines))
     assert read_step_records(file) == [StepRecord(1, 2.5, 7, 0.5), StepRecord(7, 1.5)]
+
+
+@pytest.mark.parametrize(
+    ("before", "written", "left"),
+    [
+        (None, None, None),
+        (None, "before.json", {".lock", "recipe.yaml", "before.json"}),
+        (None, "checkpoints/step-00000000/document.json", {".lock", "recipe.yaml", "checkpoints"}),
+        ("", None, {".lock", "recipe.yaml"}),
+        ("notes.txt", None, {".lock", "recipe.yaml", "notes.txt"}),
+    ],
+)
+def test_a_new_run_that_fails_leaves_a_folder_only_for_what_it_wrote(
+    before, written, left, tmp_path
+):
+    folder = tmp_path / "run"
+    if before is not None:
+        folder.mkdir()
+    if before:
+        (folder / before).write_text("mine")
+    asked = {"model": {"source": "tiny_gemma"}, "data": {"train": "tiny_gemma/train.jsonl"}}
+    recipe = Recipe.model_validate(asked)
+    with pytest.raises(ValueError, match="bad targets"), open_run_folder(folder, recipe):
+        if written:
+            (folder / written).parent.mkdir(parents=True, exist_ok=True)
+            (folder / written).write_text("{}")
+        raise ValueError("bad targets")
+    assert (set(path.name for path in folder.iterdir()) if folder.exists() else None) == left
+    with open_run_folder(folder, recipe) as again:
+        assert again.recipe.exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ import keras
 from kerora.adapters.errors import AdapterError
 from kerora.adapters.host import HOST_TYPES
 from kerora.adapters.patterns import matches_whole
+from kerora.adapters.target_hints import target_hint
 
 QUERY_VALUE_NAMES = (
     "query",
@@ -157,9 +157,7 @@ def _matching(
     for pattern in patterns:
         matched = [c for c in everything if _matches(pattern, c)]
         if not matched:
-            names = sorted({c.layer.name for c in everything})
-            near = difflib.get_close_matches(pattern, names, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            hint = target_hint(pattern, sorted({c.layer.name for c in everything}))
             raise AdapterError(
                 f"`{argument}`: no layer matches {pattern!r}.{hint} Layers that can hold an "
                 f"adapter: {_names(everything)}"

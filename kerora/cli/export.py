@@ -14,7 +14,9 @@ from kerora.cli.session import session
 def export(
     source: Annotated[str, typer.Argument(help="The base that the adapter was trained on.")],
     adapter: Annotated[Path, typer.Option(help="An adapter that kerora or PEFT saved.")],
-    gguf: Annotated[Path, typer.Option(help="The file to write, for llama.cpp.")],
+    gguf: Annotated[
+        Path, typer.Option(help="The file to write, for llama.cpp; one that does not exist yet.")
+    ],
 ) -> None:
     """Write an adapter as a GGUF file, which llama.cpp loads beside its base.
 
@@ -22,6 +24,8 @@ def export(
     """
     with session():
         check_adapter_place(adapter)
+        if gguf.exists():
+            raise FileExistsError(f"'{gguf}' exists. Name a file that does not exist yet.")
         from kerora.quiet import quiet
 
         with quiet():

@@ -16,11 +16,11 @@ written from there on is learned if it is the answer itself.
 import dataclasses
 import itertools
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 from kerora.data.errors import RowProblem
 from kerora.data.formats import Message
+from kerora.user_warning import warn_user
 
 _ANCHOR = "\ufdd2"  # a Unicode noncharacter
 _MARK_OR_SPACE = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|\s+")
@@ -143,10 +143,9 @@ def _start_of_words(
         place = len(text) - len(after)
         words = (anchored.content or "").partition(_ANCHOR)[0]
         if start <= place and words.endswith(text[start:place]):
-            warnings.warn(
+            warn_user(
                 f"The chat template ends prompts with {missing!r} and writes answers without it: "
-                "that is how they are learned.",
-                stacklevel=2,
+                "that is how they are learned."
             )
             return start
     return None

@@ -8,7 +8,7 @@
 | `prompt(s)` or `input`, `response(s)`, `completion(s)` or `output` | both, joined as they are |
 | `text` | plain text |
 
-A row of two texts is a prompt and its response.
+Case and blanks around a field's name do not count. A row of two texts is a prompt and its response.
 """
 
 import difflib
@@ -135,6 +135,17 @@ def read_example(row: Any, *, answered: bool = True) -> Example:
         return Example(messages=read_messages(row, answered=answered))
     if not isinstance(row, Mapping):
         raise RowProblem("not a record", f"expected fields, received {type(row).__name__}")
+    return _read_fields(row, answered)
+
+
+def _plainly_named(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row with its fields as the known ones are written; as it is where two would be one."""
+    named = {str(name).strip().lower(): value for name, value in row.items()}
+    return named if len(named) == len(row) else row
+
+
+def _read_fields(written: Mapping[str, Any], answered: bool) -> Example:
+    row = _plainly_named(written)
     for name in _MESSAGE_FIELDS:
         if name in row:
             messages = read_messages(row[name], answered=answered)
@@ -148,7 +159,7 @@ def read_example(row: Any, *, answered: bool = True) -> Example:
         return _prompt_and_response(row, form, asks, answers if answered else None)
     if "text" in row:
         return Example(response=field_text(row, "text"))
-    raise RowProblem("unknown fields", f"found {sorted(map(str, row))}; {known_fields()}")
+    raise RowProblem("unknown fields", f"found {sorted(map(str, written))}; {known_fields()}")
 
 
 def _read_pair(row: Sequence[Any], answered: bool) -> Example:

@@ -18,7 +18,6 @@ import os
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from kerora.cache_folder import cache_folder
 from kerora.data.encoder_fingerprint import encoder_fingerprint
 from kerora.data.encoding import Encoded, Encoder
 from kerora.data.errors import LongRow, RowProblem
+from kerora.user_warning import warn_user
 
 # Fewer rows are tokenised about as soon as they are found.
 FEWEST_ROWS = 256
@@ -96,10 +96,9 @@ class RowCache:
             self._write(self._folder, new)
         except OSError as error:
             self._keeps = False
-            warnings.warn(
+            warn_user(
                 f"Tokenised rows are not kept for the next run: {self._folder} cannot be written "
-                f"({error.strerror or error}).",
-                stacklevel=2,
+                f"({error.strerror or error})."
             )
 
     def _open(self) -> None:

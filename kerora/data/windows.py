@@ -7,7 +7,7 @@ bounded by a few windows and the device does not wait.
 import atexit
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kerora.data.encoding import Encoded, Encoder
-from kerora.data.errors import BadRow, DataError, LongRow, RowProblem
+from kerora.data.errors import DataError, LongRow, RowProblem
 from kerora.data.packing import one_per_row, pack
 from kerora.data.report import WindowCounts
 from kerora.data.row_cache import Result, RowCache
@@ -25,6 +25,12 @@ _MOST_ROWS = 16_384
 _MOST_TOKENS = 1 << 24
 _ROWS_AT_ONCE = 512
 _CACHE_BYTES = 1 << 26
+_LONG_ADVICE = "raise sequence_length, or set on_long_row to 'truncate' or 'skip'"
+_ROW_ADVICE = "mend or remove the row, or set on_bad_row to 'skip' to count and drop such rows"
+_FIELDS_ADVICE = (
+    "rename these fields, which all rows have, or give a template that names them; of a .csv file "
+    "line 1 is read as their names"
+)
 
 _exiting = threading.Event()
 _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -136,7 +142,20 @@ class WindowReader:
         """Raises where the policy for this problem is to stop."""
         long = isinstance(problem, LongRow)
         if (self.encoder.on_long_row if long else self.on_bad_row) == "stop":
-            raise DataError(_advice(problem.at(self.source.where(index)), long))
+            advice = _LONG_ADVICE if long else _ROW_ADVICE
+            if self._concerns_all_rows(problem, index):
+                advice = _FIELDS_ADVICE
+            raise DataError(f"{problem.at(self.source.where(index))}. What to do: {advice}.")
+
+    def _concerns_all_rows(self, problem: RowProblem, index: int) -> bool:
+        """Whether no row could be used for its fields: the first and the last have the same."""
+        has_layout = self.encoder.template not in (None, "chat")
+        if problem.reason != "unknown fields" and not (
+            has_layout and problem.reason == "missing field"
+        ):
+            return False
+        rows = [self._row(number) for number in (index, 0, len(self.source) - 1)]
+        return all(isinstance(row, Mapping) and row.keys() == rows[0].keys() for row in rows)
 
     def _window(
         self, encoded: list[Encoded], rows: int, skipped: dict[str, int], shown: tuple[str, ...]
@@ -161,14 +180,6 @@ class WindowReader:
         )
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         return Window(tokens, weights, offsets, packed, counts)
-
-
-def _advice(row: BadRow, long: bool) -> str:
-    if long:
-        advice = "raise sequence_length, or set on_long_row to 'truncate' or 'skip'"
-    else:
-        advice = "mend or remove the row, or set on_bad_row to 'skip' to count and drop such rows"
-    return f"{row}. What to do: {advice}."
 
 
 class WindowLoader:

@@ -33,7 +33,8 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         NotADirectoryError: If a file has that name.
-        OSError: If the disk is full or the place is not writable; `folder` is then as it was.
+        OSError: If the disk is full or the place is not writable, which the message says; `folder`
+            is then as it was.
 
     Example:
     ```python
@@ -44,7 +45,6 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     place = Path(os.path.abspath(folder))
     if place.exists() and not place.is_dir():
         raise NotADirectoryError(f"'{folder}' is a file, and an adapter is a folder.")
-    place.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(place)
     with folder_beside(place) as new:
         try:
@@ -72,16 +72,40 @@ def folder_beside(place: Path) -> Iterator[Path]:
     Folders that killed writers to the same place left behind are removed first.
 
     Args:
-        place: A file or folder, there or not; its parent exists.
+        place: A file or folder by its absolute path, there or not.
+
+    Raises:
+        OSError: If the disk is full or the place is not writable, which the message says.
     """
-    remove_abandoned(place)
-    new, handle = _locked_folder(_new_prefix(place), place.parent)
+    with _told_of_place(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(place)
+        new, handle = _locked_folder(_new_prefix(place), place.parent)
+        try:
+            yield new
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            if handle is not None:
+                os.close(handle)
+
+
+@contextlib.contextmanager
+def _told_of_place(place: Path) -> Iterator[None]:
+    """The system names the hidden folder, or one above the place; this names the place."""
     try:
-        yield new
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        if handle is not None:
-            os.close(handle)
+        yield
+    except OSError as error:
+        path = Path(error.filename) if isinstance(error.filename, str) else place
+        hidden = str(place.with_name(_new_prefix(place)))
+        is_above = path in place.parents
+        is_of_place = is_above or path == place or str(path).startswith(hidden)
+        if error.strerror is None or not is_of_place:
+            raise  # one of our own, or of what was read for it
+        reason = f"{error.strerror} ('{path}')" if is_above else error.strerror
+        raise type(error)(
+            f"'{place}' cannot be written: {reason}. Name another place, or see that this one may "
+            "be written and has room."
+        ) from error
 
 
 def remove_abandoned(place: Path) -> None:

@@ -81,7 +81,6 @@ def save_gguf_adapter(
         contents = inspect_adapter(Path(folder) / "adapter")
     tensors = _tensors(contents, backbone, architecture)
     place = Path(os.path.abspath(path))
-    place.parent.mkdir(parents=True, exist_ok=True)
     with folder_beside(place) as hidden:
         new = hidden / place.name
         _write(new, architecture, contents.config.alpha, tensors)

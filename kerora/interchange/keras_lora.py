@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from kerora.adapters.factorization import factorize, layer_equation, layer_kerne
 from kerora.adapters.host import HOST_TYPES, get_adapter
 from kerora.adapters.lora import LoraAdapter
 from kerora.adapters.targets import Candidate, candidates, select, sublayers
+from kerora.user_warning import warn_user
 
 _NAMES = (("lora_kernel_a", "lora_kernel_b"), ("lora_embeddings_a", "lora_embeddings_b"))
 
@@ -78,11 +78,10 @@ def load_keras_lora(
     _add(model, found, name, "none", str(path))
     with_bias = [f.candidate.path for f in found if _bias(f.candidate.layer) is not None]
     if with_bias:
-        warnings.warn(
+        warn_user(
             f"{path} holds no biases, and KerasHub trains those of the {len(with_bias)} layers it "
             f"adapts that have one ('{with_bias[0]}'): if they were trained, the model computes "
-            "something else than it did. `kerora.adapt` on the trained model itself keeps them.",
-            stacklevel=2,
+            "something else than it did. `kerora.adapt` on the trained model itself keeps them."
         )
 
 

@@ -97,6 +97,27 @@ def without(
     )
 
 
+def no_layer_for(contents: AdapterContents, missing: list[str], own: str) -> AdapterError:
+    """The error that a model lacks modules which an adapter holds factors for.
+
+    Args:
+        contents: The adapter.
+        missing: Names of the modules.
+        own: Name of a module that the model has.
+    """
+    hint = f" The adapter's base is '{contents.config.base}'." if contents.config.base else ""
+    if len(missing) < len(contents.factors):
+        hint += (
+            " What this model does not have at all, such as a vision tower, can be left out in "
+            "Python: `load_adapter(…, leave_out=[…])`."
+        )
+    some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+    return AdapterError(
+        f"{contents.folder / TENSOR_FILE}: this model has no layer for {len(missing)} of the "
+        f"{len(contents.factors)} adapted modules: {some}. Its own are named like '{own}'.{hint}"
+    )
+
+
 def check_loadable(contents: AdapterContents) -> None:
     """Refuse an adapter that holds modules which were trained whole.
 

@@ -37,7 +37,7 @@ from kerora.interchange.keras_lora import load_keras_lora
 from kerora.interchange.layer_names import NamedBias, NamedLayer, named_biases, named_layers
 from kerora.interchange.model_kinds import model_kind
 from kerora.interchange.notes import VERSION
-from kerora.interchange.other_heads import check_loadable, named_as_in_file, without
+from kerora.interchange.other_heads import check_loadable, named_as_in_file, no_layer_for, without
 from kerora.interchange.peft_config import PeftConfig, most_common, write_config
 from kerora.interchange.tensor_file import write_tensors
 from kerora.models.huggingface_esm import TokenDropout
@@ -161,10 +161,12 @@ def load_adapter(
     if os.fspath(folder).endswith(".h5"):
         load_keras_lora(model, folder, name)
         return
-    contents = without(model, inspect_adapter(folder), leave_out)
+    contents = inspect_adapter(folder)
+    if not force:  # first: layers that do not fit say less than that the base is another
+        _check_base(model, contents)
+    contents = without(model, contents, leave_out)
     check_loadable(contents)
     layers = layers_in_file(model, contents)
-    _check_base(model, contents, force)
     biases = biases_in_file(model, contents)
     template = adapter_chat_template(contents)
     config = _lora_config(model, contents, layers)
@@ -291,14 +293,8 @@ def layers_in_file(model: keras.Model, contents: AdapterContents) -> list[NamedL
             _check_tied(contents, table)
             missing.discard(table.head or "")
     if missing:
-        some = ", ".join(sorted(missing)[:3])
         example = layers[0].module if layers else "none"
-        raise AdapterError(
-            f"{contents.folder / TENSOR_FILE}: this model has no layer for {len(missing)} of the "
-            f"{len(contents.factors)} adapted modules: {some}{', …' if len(missing) > 3 else ''}. "
-            f"Its own are named like '{example}'. What this model does not have at all, such as a "
-            "vision tower, can be named in `leave_out`."
-        )
+        raise no_layer_for(contents, sorted(missing), example)
     _check_tables(model, found)
     return parts_in_file(contents, found)
 
@@ -322,9 +318,9 @@ def _check_tied(contents: AdapterContents, table: NamedLayer) -> None:
         )
 
 
-def _check_base(model: keras.Model, contents: AdapterContents, force: bool) -> None:
+def _check_base(model: keras.Model, contents: AdapterContents) -> None:
     saved = contents.kerora.get("fingerprint")
-    found = difference(model, saved) if saved and not force else None
+    found = difference(model, saved) if saved else None
     if found:
         name = f" ('{contents.config.base}')" if contents.config.base else ""
         raise AdapterError(

@@ -20,7 +20,7 @@ from kerora.models.errors import ModelSourceError, told_of_source
 _KERAS_HUB_READS = ("tokenizer.model", "tekken.json")
 
 
-def mend_tokenizer(tokenizer: Any, source: str) -> None:
+def mend_tokenizer(tokenizer: Any, source: str, name: str = "tokenizer.json") -> None:
     """Have a KerasHub tokenizer give the ids that the folder's own `tokenizer.json` gives.
 
     Start and end tokens stay the preprocessor's. A SentencePiece tokenizer is left as it is. Inside
@@ -28,12 +28,13 @@ def mend_tokenizer(tokenizer: Any, source: str) -> None:
 
     Args:
         tokenizer: A KerasHub tokenizer that was converted from `source`.
-        source: A Hugging Face folder or handle.
+        source: A Hugging Face folder or handle; or a preset's.
+        name: Where the file lies in it. Where there is none, nothing is changed.
 
     Raises:
-        ModelSourceError: If `tokenizer.json` cannot be read.
+        ModelSourceError: If the file cannot be read.
     """
-    path = preset_file(source, "tokenizer.json")
+    path = preset_file(source, name)
     if path is None or getattr(tokenizer, "_tokenizer", None) is None:
         return
     with told_of_source(f"'{path}' cannot be read as a tokenizer"):
@@ -44,6 +45,11 @@ def mend_tokenizer(tokenizer: Any, source: str) -> None:
     tokenizer._tokenizer = own
     tokenizer.cache = None  # KerasHub makes its tables for TensorFlow when there is none
     tokenizer._set_vocabulary_and_merges_tf = _refuse_tensorflow
+
+
+def is_mended(tokenizer: Any) -> bool:
+    """Whether a tokenizer follows a `tokenizer.json`, by `mend_tokenizer`."""
+    return getattr(tokenizer, "_set_vocabulary_and_merges_tf", None) is _refuse_tensorflow
 
 
 def mistral_preprocessor(source: str) -> keras_hub.models.MistralCausalLMPreprocessor | None:
@@ -88,6 +94,6 @@ def _pattern(step: dict[str, Any]) -> str:
 
 def _refuse_tensorflow(*_: Any) -> None:
     raise ModelSourceError(
-        "This tokenizer follows the tokenizer.json of its Hugging Face folder, which cannot run "
+        "This tokenizer follows a tokenizer.json of Hugging Face's, which cannot run "
         "inside tf.data. Give `fit` the texts or rows themselves, or tokenise them beforehand."
     )

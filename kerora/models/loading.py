@@ -34,6 +34,7 @@ from kerora.models.huggingface_tokenizer import mend_tokenizer, mistral_preproce
 from kerora.models.named_templates import PLAIN, WITH_TOOLS, one_template
 from kerora.models.preset_folder import preset_checked
 from kerora.models.refused_families import check_backbone, check_language_model
+from kerora.models.saved_preset import TOKENIZER_FILE
 from kerora.models.weight_limit import weights_limited
 from kerora.models.weight_loading import load_weights as fill_with_weights
 
@@ -106,6 +107,8 @@ def load_task_and_template(
         with _preset(name, kwargs):
             task = keras_hub.models.CausalLM.from_preset(name, **kwargs)
         _check_preprocessor(task.preprocessor, name)
+        if task.preprocessor is not None and name not in keras_hub.models.CausalLM.presets:
+            mend_tokenizer(task.preprocessor.tokenizer, name, TOKENIZER_FILE)
         return task, _own_template(name)
 
 

@@ -22,7 +22,6 @@ import json
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from kerora.training.checkpoint_state import (
 )
 from kerora.training.errors import CheckpointError, NonFiniteLoss
 from kerora.training.random_state import read_random_state, write_random_state
+from kerora.user_warning import warn_user
 
 KEPT = 2
 _DOCUMENT = "checkpoint.json"
@@ -238,9 +238,7 @@ def _newest(folder: Path) -> tuple[Path, dict[str, Any], dict[str, np.ndarray]] 
             return path, *_read(path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reasons.append(f"{path.name} ({error})")
-            warnings.warn(
-                f"The checkpoint {path} is damaged and passed over: {error}", stacklevel=3
-            )
+            warn_user(f"The checkpoint {path} is damaged and passed over: {error}")
     if reasons:
         raise CheckpointError(
             f"None of the checkpoints in {folder} is whole: {', '.join(reasons)}. Remove that "

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import Any, Literal
 
 import keras
 
 from kerora.data import Batches, DataError, make_batches
 from kerora.models.families import packing_support
+from kerora.user_warning import warn_user
 
 DEFAULT_TOKENS_PER_BATCH = 1024
 DEFAULT_UNPACKED_ROWS = 8
@@ -100,15 +100,14 @@ def warn_of_lost_rows(batches: Batches) -> None:
     """Say which rows were left out or cut, if any were."""
     report = batches.report()
     if lost := report.lost():
-        warnings.warn(f"Of {report.rows:,} rows read, {'; '.join(lost)}.", stacklevel=3)
+        warn_user(f"Of {report.rows:,} rows read, {'; '.join(lost)}.")
 
 
 def _may_pack(task: keras.Model, sequence_length: int) -> bool:
     supported, reason = packing_support(task.backbone, sequence_length)
     if not supported:
-        warnings.warn(
+        warn_user(
             f"Rows are padded instead of packed: {type(task.backbone).__name__} cannot be packed, "
-            f"since {reason}. Pass `packing=False` to say so yourself.",
-            stacklevel=4,
+            f"since {reason}. Pass `packing=False` to say so yourself."
         )
     return supported

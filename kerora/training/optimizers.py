@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
+
+from kerora.user_warning import warn_user
 
 
 @keras.saving.register_keras_serializable(package="kerora")
@@ -178,11 +179,10 @@ class _Transformation:
         self.held = held
 
     def get_config(self) -> dict[str, Any]:
-        warnings.warn(
+        warn_user(
             "An optax transformation is Python functions, which a file cannot hold. To go on "
             "training from this file, load it with `compile=False` and compile the model with the "
-            "same transformation.",
-            stacklevel=2,
+            "same transformation."
         )
         return {}
 

@@ -1,6 +1,7 @@
 """Which layers an adapter goes on, in every causal language model of KerasHub."""
 
 import math
+import re
 
 import keras
 import keras_hub
@@ -11,7 +12,9 @@ from test_linear_hosts import EQUATIONS
 from tiny_backbones import BACKBONES
 
 from kerora.adapters import AdapterError, LoraConfig, add_adapter, count_trainable_parameters
+from kerora.adapters.target_hints import target_hint
 from kerora.adapters.targets import candidates, select
+from kerora.interchange.layer_names import named_layers
 
 # Names of the layers that the default targets, and how many of each, family by family.
 QUERY_VALUE = {"query": 2, "value": 2}
@@ -126,6 +129,36 @@ def test_names_paths_patterns_lists_and_exclusions(targets, exclude, expected):
 def test_errors_name_what_was_given_and_what_is_there(arguments, words):
     with pytest.raises(AdapterError, match=words):
         select(_backbone("gemma"), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "hint"),
+    [
+        ("gemma", "q_proj", "What PEFT calls 'q_proj' is 'query' in this model."),
+        ("gemma", "gate_proj", "is 'ffw_gating' in"),
+        ("gemma", "up_proj", "is 'ffw_gating_2' in"),
+        ("llama", "model.layers.0.mlp.down_proj", "'down_proj' is 'feedforward_output_dense' in"),
+        ("llama", "o_proj", "is 'attention_output' in"),
+        ("llama", "embed_tokens", "is 'token_embedding' in"),
+        ("gpt_neo_x", "v_proj", "is 'query_key_value' in"),
+        ("bloom", "k_proj", "is 'key_dense' in"),
+        ("llama", "q_prj", "Did you mean PEFT's 'q_proj'? It is 'query' in this model."),
+        ("smollm3", "q_prj", "Did you mean 'q_proj'?"),
+    ],
+)
+def test_a_name_of_peft_is_told_by_the_name_in_this_model(family, target, hint):
+    with pytest.raises(AdapterError, match=re.escape(f"no layer matches '{target}'.")) as told:
+        select(_backbone(family), target)
+    assert hint in str(told.value)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "llama3", "qwen2"])
+def test_names_of_peft_are_those_of_the_adapter_folder(family):
+    modules = {
+        layer.module: layer.candidate.layer.name for layer in named_layers(_backbone(family))
+    }
+    for module, name in modules.items():
+        assert f"is '{name}' in this model" in target_hint(module, list(modules.values()))
 
 
 def test_projections_that_shared_keys_and_values_leave_over_are_never_called(monkeypatch):

@@ -166,3 +166,4 @@ def test_a_bad_row_is_named_with_file_and_line(command_line, tmp_path):
     assert done.returncode == 1
     assert f"{rows}:4" in done.stderr
     assert "on_bad_row" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -184,6 +184,21 @@ def test_bad_rows_stop_with_file_and_line_or_are_counted(tmp_path, line, reason)
     assert report.skipped_examples[0].startswith(f"{path}:3: {reason}")
 
 
+@pytest.mark.parametrize(
+    ("header", "template", "reason"),
+    [
+        ("What is A?,It is B.", None, r"unknown fields \(found \['It is B.', 'What is A\?'\]"),
+        ("question,answer", "Q: {asked} A: {told}", "missing field"),
+    ],
+)
+def test_what_every_row_lacks_is_not_told_as_a_row(header, template, reason, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{header}\nWhat is C?,It is D.\nWhat is E?,It is F.\n")
+    with pytest.raises(DataError, match=rf"rows\.csv:2: {reason}.*line 1 is read as") as told:
+        make(str(path), template=template).report()
+    assert "on_bad_row" not in str(told.value)
+
+
 def test_long_rows_follow_their_own_policy():
     data = ["x" * 300, "y"]
     with pytest.raises(DataError, match=r"row 0 of the list: too long.*sequence_length"):

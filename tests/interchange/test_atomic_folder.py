@@ -1,6 +1,7 @@
 """A folder is replaced whole or not at all."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def test_a_failure_leaves_the_old_folder(failing, tmp_path, monkeypatch):
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", fail)
-    with pytest.raises(OSError, match="No space"):
+    told = re.escape(f"'{folder}' cannot be written: No space left on device. Name another place")
+    with pytest.raises(OSError, match=told):
         write(folder, "new")
     assert read(folder) == {"one": "old", "two": "old"}
     assert os.listdir(tmp_path) == ["adapter"]
@@ -104,6 +106,25 @@ def test_a_file_in_the_way(tmp_path):
     with pytest.raises(NotADirectoryError, match="adapter"):
         write(tmp_path / "adapter", "new")
     assert (tmp_path / "adapter").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for place in ("file/adapter", "file/in/it"):
+        told = re.escape(f"'{tmp_path / place}' cannot be written: ") + ".*Name another place"
+        with pytest.raises((FileExistsError, NotADirectoryError), match=told) as raised:
+            write(tmp_path / place, "new")
+        assert f"('{tmp_path}/file" in str(raised.value)
+    with pytest.raises(OSError, match=r"x' cannot be written: (No such file|Permission)") as told:
+        write("/proc/x", "new")
+    assert ".new-" not in str(told.value)
+
+
+def test_an_error_of_another_file_is_told_as_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match="base"), replaced_folder(tmp_path / "merged"):
+        (tmp_path / "base").read_text()
+    with pytest.raises(OSError, match=r"^cut short$"), replaced_folder(tmp_path / "merged"):
+        raise OSError("cut short")
 
 
 FILLING = """

@@ -32,12 +32,13 @@ def folder(good, tmp_path):
     return shutil.copytree(good, tmp_path / "adapter")
 
 
-def refuses(model, folder, match):
+def refuses(model, folder, match, force=True):
     before = [id(weight) for weight in model.weights]
-    with pytest.raises(AdapterError, match=match):
-        load_adapter(model, folder, force=True)
+    with pytest.raises(AdapterError, match=match) as told:
+        load_adapter(model, folder, force=force)
     assert adapter_configs(model) == {}
     assert [id(weight) for weight in model.weights] == before
+    return str(told.value)
 
 
 def change_fields(folder, **fields):
@@ -105,8 +106,25 @@ def test_tensors_that_do_not_fit(change, match, model, folder):
 
 def test_an_adapter_of_a_deeper_model(model, tmp_path):
     deeper = add_adapter(tiny_backbone("llama", num_layers=3), LoraConfig(rank=2))
+    deeper.source = "my/deeper-llama"
     save_adapter(deeper, tmp_path / "adapter")
-    refuses(model, tmp_path / "adapter", r"no layer for 2 of the 6.*layers\.2\.self_attn\.q_proj")
+    folder = tmp_path / "adapter"
+    refuses(model, folder, r"trained on another base \('my/deeper-llama'\)", force=False)
+    told = refuses(model, folder, r"no layer for 2 of the 6.*layers\.2\.self_attn\.q_proj")
+    assert "'my/deeper-llama'" in told
+    assert "leave_out" in told
+
+
+def test_an_adapter_of_another_family_is_told_by_its_base(tmp_path):
+    adapted = add_adapter(tiny_backbone("llama"), LoraConfig(rank=2))
+    adapted.source = "my/llama"
+    save_adapter(adapted, tmp_path / "adapter")
+    other = tiny_backbone("gpt2")
+    folder = tmp_path / "adapter"
+    refuses(other, folder, r"another base \('my/llama'\).*not a LlamaBackbone", force=False)
+    told = refuses(other, folder, "no layer for 4 of the 4")
+    assert "'my/llama'" in told
+    assert "leave_out" not in told
 
 
 def test_files_that_are_missing_or_cut_short(model, folder, tmp_path):

@@ -126,11 +126,23 @@ def test_the_command_writes_the_same_file(tmp_path):
     save_gguf_adapter(model, adapter)
     save_adapter(model, tmp_path / "peft")
     out = tmp_path / "new" / "out.gguf"
-    done = CliRunner().invoke(
-        app, ["export", str(base), "--adapter", str(tmp_path / "peft"), "--gguf", str(out)]
-    )
+
+    def export(place):
+        command = ["export", base, "--adapter", tmp_path / "peft", "--gguf", place]
+        return CliRunner().invoke(app, [str(word) for word in command])
+
+    done = export(out)
     assert (done.exit_code, done.stdout) == (0, f"{out}\n")
     assert out.read_bytes() == adapter.read_bytes()
+    for there in (out, base):
+        before = there.read_bytes()
+        done = export(there)
+        assert done.exit_code == 1
+        assert f"'{there}' exists" in done.stderr
+        assert there.read_bytes() == before
+    done = export(base / "out.gguf")
+    assert done.exit_code == 1
+    assert f"'{base / 'out.gguf'}' cannot be written: File exists ('{base}')" in done.stderr
 
 
 def test_a_file_that_holds_no_model_says_so(tmp_path):

@@ -4,12 +4,15 @@ import json
 import os
 from pathlib import Path
 
+import keras_hub
 import numpy as np
 import pytest
 from backends import once
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from benchmarks.tiny_logits import keras_logits
 from benchmarks.tiny_transformers import tiny_transformers
+from kerora import from_preset
 from kerora.data.tokenization import TextTokenizer
 from kerora.models.errors import ModelSourceError
 from kerora.models.loading import load_task
@@ -42,9 +45,37 @@ def test_ids_are_those_of_transformers(family, split, tmp_path):
     assert [
         list(ids) for ids in TextTokenizer(model.preprocessor.tokenizer).texts(TEXTS)
     ] == expected
-    by_layer = [np.asarray(model.preprocessor.tokenizer(text)).tolist() for text in TEXTS]
+    by_layer = _ids(model)
     assert by_layer == expected
     assert [model.preprocessor.tokenizer.detokenize(ids) for ids in by_layer] == TEXTS
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_preset_gives_the_same_tokens_and_logits(family, tmp_path):
+    _folder(family, "smollm2", tmp_path / "hf", tie_word_embeddings=True)
+    model = from_preset(tmp_path / "hf")
+    with pytest.warns(UserWarning, match="splits text into words"):
+        model.save_to_preset(tmp_path / "keras")
+    again = from_preset(tmp_path / "keras")
+    assert _ids(again) == _ids(model)
+    by_keras_hub = keras_hub.models.CausalLM.from_preset(str(tmp_path / "keras"))
+    for saved in (again, by_keras_hub):
+        tokenizer, expected = saved.preprocessor.tokenizer, model.preprocessor.tokenizer
+        for name in ("start_token_id", "end_token_id", "pad_token_id"):
+            assert getattr(tokenizer, name) == getattr(expected, name)
+        np.testing.assert_array_equal(keras_logits(saved), keras_logits(model))
+    marks = "<s> fish <|im_end|></s>"
+    assert _ids(by_keras_hub, [marks]) == _ids(model, [marks])
+
+
+def test_a_preset_is_saved_again(tmp_path):
+    _folder("llama", "smollm2", tmp_path / "hf")
+    model = from_preset(tmp_path / "hf")
+    for name in ("first", "second"):
+        with pytest.warns(UserWarning, match="splits text into words"):
+            model.save_to_preset(tmp_path / name)
+        model = from_preset(tmp_path / name)
+    assert _ids(model) == _ids(from_preset(tmp_path / "hf"))
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
@@ -76,9 +107,13 @@ def test_a_damaged_tokenizer_is_named(tmp_path):
         load_task(tmp_path)
 
 
-def _folder(family, split, folder):
+def _ids(model, texts=TEXTS):
+    return [np.asarray(model.preprocessor.tokenizer(text)).tolist() for text in texts]
+
+
+def _folder(family, split, folder, **fields):
     """A model's folder with a tokenizer of this split; the tokenizer as transformers has it."""
-    tiny_transformers(family, folder, vocab_size=400)
+    tiny_transformers(family, folder, vocab_size=400, **fields)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(SPLITS[split])
     tokenizer.decoder = decoders.ByteLevel()
