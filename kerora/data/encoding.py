@@ -299,8 +299,11 @@ class Encoder:
         return self._chat.render(turns, add_generation_prompt=True, tools=tools)
 
     def is_conversation(self, prompt: Any) -> bool:
-        """Whether the chat template lays this prompt out. Raises `RowProblem` where it is none."""
-        return bool(self._asked(prompt).messages)
+        """Whether the chat template lays this prompt out; not where it is no prompt."""
+        try:
+            return bool(self._asked(prompt).messages)
+        except RowProblem:
+            return False
 
     def _asked(self, prompt: Any) -> Example:
         if isinstance(prompt, str):
