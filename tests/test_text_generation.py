@@ -62,7 +62,7 @@ def learned_prompt(model, row, template):
 )
 @pytest.mark.parametrize("chat_template", [None, OWN_TEMPLATE])
 def test_a_row_is_asked_as_it_was_learned(model, asked, monkeypatch, row, template, chat_template):
-    monkeypatch.setattr(model, "_chat_template", chat_template)
+    monkeypatch.setattr(model, "chat_template", chat_template)
     model.generate(row, max_length=LENGTH, template=template)
     assert asked == [learned_prompt(model, row, template)]
 
