@@ -43,8 +43,7 @@ class GreedyDecoder:
         self.stop_token_ids = tuple(int(index) for index in stop_token_ids)
         self.max_new_tokens = max_new_tokens
         self.rows = rows
-        # A stop token as padding would end every answer before it starts.
-        self.padding = min(set(range(len(self.stop_token_ids) + 1)) - set(self.stop_token_ids))
+        self.padding = padding_token(self.stop_token_ids)
         self._sampler = keras_hub.samplers.GreedySampler()
         self._function: Any = None
 
@@ -68,29 +67,22 @@ class GreedyDecoder:
 
     def _generate(self, prompts: list[np.ndarray]) -> np.ndarray:
         longest = max(len(prompt) for prompt in prompts)
-        padded = -(-longest // PROMPT_LENGTH_STEP) * PROMPT_LENGTH_STEP
-        shape = (self.rows, padded + self.max_new_tokens)
-        token_ids = np.full(shape, self.padding, np.int32)
-        is_prompt = np.zeros(shape, bool)
-        for row in range(self.rows):
-            prompt = prompts[min(row, len(prompts) - 1)]  # a batch is filled up with its last row
-            token_ids[row, : len(prompt)] = prompt
-            is_prompt[row, : len(prompt)] = True
-        inputs = {
-            "token_ids": keras.ops.convert_to_tensor(token_ids),
-            "padding_mask": keras.ops.convert_to_tensor(is_prompt),
-        }
-        written = self._run(inputs)
+        steps = -(-longest // PROMPT_LENGTH_STEP)
+        length = steps * PROMPT_LENGTH_STEP + self.max_new_tokens
+        # A batch is filled up with its last row.
+        filled = prompts + [prompts[-1]] * (self.rows - len(prompts))
+        written = self._run(padded(filled, length, self.padding))
         return keras.ops.convert_to_numpy(written["token_ids"])[: len(prompts)]
 
-    def _run(self, inputs: dict[str, Any]) -> Any:
+    def _run(self, inputs: dict[str, np.ndarray]) -> Any:
         """KerasHub's generate function with the greedy sampler; the model's own is put back."""
         model = self.model
         sampler, function = model.sampler, model.generate_function
         model.sampler, model.generate_function = self._sampler, self._function
         try:
             generate = model.make_generate_function()
-            written = generate(inputs, stop_token_ids=self.stop_token_ids or None)
+            tensors = {name: keras.ops.convert_to_tensor(x) for name, x in inputs.items()}
+            written = generate(tensors, stop_token_ids=self.stop_token_ids or None)
             self._function = model.generate_function
         finally:
             model.sampler, model.generate_function = sampler, function
@@ -98,5 +90,34 @@ class GreedyDecoder:
 
     def _answer(self, tokens: np.ndarray, prompt_length: int) -> np.ndarray:
         answer = tokens[prompt_length : prompt_length + self.max_new_tokens]
-        stops = np.flatnonzero(np.isin(answer, self.stop_token_ids))
-        return answer[: stops[0]] if len(stops) else answer
+        return until_stop(answer, self.stop_token_ids)
+
+
+def padding_token(stop_token_ids: Sequence[int]) -> int:
+    """A token to pad with: a stop token would end every answer before it starts."""
+    return min(set(range(len(stop_token_ids) + 1)) - set(stop_token_ids))
+
+
+def padded(rows: Sequence[np.ndarray], length: int, padding: int) -> dict[str, np.ndarray]:
+    """Token ids of several lengths as KerasHub's generate functions take them.
+
+    Args:
+        rows: int32 `(row_length,)` each, at most `length`.
+        length: Positions of a row.
+        padding: The token behind a row's own.
+
+    Returns:
+        `token_ids`, int32 `(rows, length)`, and `padding_mask`, bool `(rows, length)`.
+    """
+    token_ids = np.full((len(rows), length), padding, np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for row, tokens in enumerate(rows):
+        token_ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = True
+    return {"token_ids": token_ids, "padding_mask": mask}
+
+
+def until_stop(tokens: np.ndarray, stop_token_ids: Sequence[int]) -> np.ndarray:
+    """What stands before the first stop token."""
+    stops = np.flatnonzero(np.isin(tokens, stop_token_ids))
+    return tokens[: stops[0]] if len(stops) else tokens

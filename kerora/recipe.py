@@ -130,7 +130,8 @@ class DataRecipe(_Section):
     template: str | None = Field(
         default=None,
         description='Layout of a row, such as "Q: {question}\\nA: {answer}" (the last place is '
-        "the response), or chat. null: by the names of the fields.",
+        "the response), or chat: the bare prompt, and its context after a blank line, is the "
+        "user's message, the response the assistant's. null: by the names of the fields.",
     )
     train_on: Literal["response", "all"] = Field(
         default="response", description="Which tokens are learned, where a row has a response."
@@ -139,7 +140,10 @@ class DataRecipe(_Section):
         default="stop", description="A row that cannot be used: stop, or skip it and count."
     )
     on_long_row: Literal["truncate", "skip", "stop"] = Field(
-        default="truncate", description="A row longer than sequence_length."
+        default="truncate",
+        description="A row longer than sequence_length: cut its end off (one whose prompt alone is "
+        "too long is left out and counted, for nothing of its response would be left to learn), "
+        "skip it and count, or stop.",
     )
 
     @field_validator("train", "validation")

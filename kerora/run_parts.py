@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kerora.adapters import LoraConfig, add_adapter
-from kerora.data import Batches, DataError, RowProblem, open_source
+from kerora.data import Batches, DataError, open_source
 from kerora.models.bundled import BUNDLED_NAMES, bundled_path
 from kerora.models.cpu_bfloat16 import multiplies_bfloat16, on_cpu
 from kerora.models.loading import load_task_and_template
@@ -35,13 +35,7 @@ class RunData:
 
     def rows(self) -> Iterator[Any]:
         """The held-out rows themselves (of training, where none are), bad ones left out."""
-        batches = self.validation or self.batches
-        source = batches._reader.source
-        for index in batches._rows:
-            try:
-                yield source[index]
-            except RowProblem:
-                continue
+        return (self.validation or self.batches).source_rows()
 
 
 def data_paths(source: DataNames) -> DataNames:

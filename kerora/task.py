@@ -28,6 +28,7 @@ from kerora.models.cpu_bfloat16 import compute_in_float32
 from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE
 from kerora.models.loading import load_task_and_template
 from kerora.models.saved_preset import save_word_splitting, saved_completely
+from kerora.text_generation import TextGeneration
 from kerora.text_training import TextTraining
 from kerora.training.rematerialisation import rematerialise_by_default
 from kerora.user_warning import warn_user
@@ -76,7 +77,9 @@ def adapt(model: keras.Model) -> Task:
     Returns:
         The same model, with the methods of `Task`; its backbone has those of `Backbone`. Where
         KerasHub's `enable_lora` was called, trained or not, an adapter that computes the same
-        stands in its place.
+        stands in its place. KerasHub's models do not know their folder's chat template:
+        conversations get a built-in one, with a warning, unless `model.chat_template` is set;
+        `kerora.from_preset` reads the model's own.
 
     Raises:
         ValueError: If it is no causal language model, or has Keras' LoRA on a layer that holds no
@@ -113,8 +116,8 @@ def adapt(model: keras.Model) -> Task:
     return model
 
 
-class Task(TextTraining, AdaptedModel):
-    """Mixin of a KerasHub causal language model: kerora's `fit`, its adapters and its files."""
+class Task(TextTraining, TextGeneration, AdaptedModel):
+    """Mixin of a KerasHub causal language model: kerora's `fit` and `generate`, and its files."""
 
     source: str | None = None
     _chat_template: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, Literal
 
@@ -11,11 +12,19 @@ from kerora.adapters import adapter_configs
 from kerora.data import Batches, check_token_data, is_token_data
 from kerora.default_learning_rates import FULL_LEARNING_RATE, default_learning_rate
 from kerora.keyword_hints import hints
-from kerora.training.fit_data import DataOptions, text_batches, warn_of_lost_rows
+from kerora.training.fit_data import (
+    DataOptions,
+    text_batches,
+    warn_of_lost_rows,
+    warn_of_unchosen_chat_template,
+)
 from kerora.training.losses import TokenLoss, check_text_loss
 from kerora.training.step import CompiledStep, StepModel
 from kerora.training.step_metrics import weigh_loss_by_tokens
 from kerora.user_warning import warn_user
+
+# Rows of one data set are mostly alike, and the sources of a mixture alternate.
+LOOKED_AT_ROWS = 16
 
 
 class TextTraining(StepModel):
@@ -125,12 +134,15 @@ class TextTraining(StepModel):
                 each. Families that cannot are padded, with a warning.
             train_on: `"response"` learns the response alone where a row has one, `"all"` every
                 token.
-            template: Layout of rows, such as `"Q: {question}\\nA: {answer}"`. Default: by the
-                names of the fields.
+            template: Layout of rows, such as `"Q: {question}\\nA: {answer}"`; `"chat"` makes the
+                prompt a user's message and the response the assistant's. Default: by the names of
+                the fields.
             sequence_length: Tokens in a row. Default: the preprocessor's.
             seed: Of the order of rows.
             on_bad_row: `"stop"` raises at a row that cannot be used, `"skip"` counts it.
-            on_long_row: `"truncate"`, `"skip"` or `"stop"` at rows longer than `sequence_length`.
+            on_long_row: Of rows longer than `sequence_length`: `"truncate"` cuts the end off (a row
+                whose prompt alone is too long is left out and counted, for nothing of its response
+                would be left to learn), `"skip"` leaves them out and counts them, `"stop"` raises.
 
         The other arguments are those of `keras.Model.fit`.
 
@@ -187,6 +199,7 @@ class TextTraining(StepModel):
                 sample_weight=sample_weight,
                 class_weight=class_weight,
             )
+            _warn_of_chat_template(self, batches)
         if validation_data is None and validation_split:
             batches, validation_data = batches.split(validation_split)
         if validation_data is not None:
@@ -260,6 +273,7 @@ class TextTraining(StepModel):
                 y=y,
                 sample_weight=sample_weight,
             )
+            _warn_of_chat_template(self, x)
         if isinstance(x, Batches):
             check_text_loss(self.loss)
             steps = steps or x.steps_per_epoch
@@ -291,6 +305,11 @@ class TextTraining(StepModel):
             adapted = bool(adapter_configs(self))
             self._default_rate = default_learning_rate(adapted=adapted, steps=steps)
             self.optimizer.learning_rate = self._default_rate
+
+
+def _warn_of_chat_template(task: Any, batches: Batches) -> None:
+    rows = itertools.islice(batches.source_rows(), LOOKED_AT_ROWS)
+    warn_of_unchosen_chat_template(task, batches.encoder, rows)
 
 
 def _as_objects(metrics: Any) -> Any:

@@ -52,29 +52,17 @@ def generate(
 
         with quiet():
             from kerora.cli.model import load
-            from kerora.data import Encoder
-            from kerora.data.errors import RowProblem
             from kerora.generation import GreedyDecoder
+            from kerora.text_generation import encode_prompts, prompt_encoder
 
             model = load(source, adapter)
-            tokenizer = model.preprocessor.tokenizer
-            encoder = Encoder(
-                tokenizer,
-                sequence_length=model.preprocessor.sequence_length or 1024,
-                template=template,
-                chat_template=model.chat_template,
-                add_start_token=model.preprocessor.add_start_token,
-            )
+            encoder = prompt_encoder(model, template)
         rows = 1 if chat else len(prompts)
         decoder = GreedyDecoder(model, encoder.stop_token_ids, max_length, rows=rows)
 
         def answers(asked: list[Any]) -> list[str]:
-            try:
-                encoded = [encoder.encode_prompt(entry) for entry in asked]
-            except RowProblem as problem:
-                raise ValueError(str(problem.at("--prompt"))) from None
-            tokens = decoder(encoded)
-            return [str(tokenizer.detokenize(row.tolist())).strip() for row in tokens]
+            tokens = decoder(encode_prompts(encoder, asked, "--prompt"))
+            return [str(encoder.tokenizer.detokenize(row.tolist())).strip() for row in tokens]
 
         if chat:
             _converse(answers, prompt or [])

@@ -3,12 +3,13 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import grain
 import numpy as np
 
-from kerora.data.errors import DataError
+from kerora.data.errors import DataError, RowProblem
 from kerora.data.mixtures import MixedSource
 from kerora.data.packing import assemble
 from kerora.data.report import DataReport, add_up
@@ -82,6 +83,14 @@ class Batches(grain.IterDataset):
     def encoder(self) -> Any:
         """The `Encoder` of the rows, which also makes prompts for generation."""
         return self._reader.encoder
+
+    def source_rows(self) -> Iterator[Any]:
+        """The rows as they stand in the data, those that cannot be read left out."""
+        for index in self._rows:
+            try:
+                yield self._reader.source[index]
+            except RowProblem:
+                continue
 
     def repeat(self) -> "Batches":
         """The same batches, epoch after epoch without end; the work already done is shared."""

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from kerora.data.chat_spans import assistant_spans
+from kerora.data.chat_templates import CHAT_TEMPLATES
 from kerora.data.errors import DataError, RowProblem
 from kerora.data.formats import Message
 
@@ -73,10 +74,11 @@ class ChatTemplate:
     def _render(self, messages: Sequence[Message], prompt: bool, variables: Mapping) -> str:
         entries = [_entry(message) for message in messages]
         if "tool_calls" not in self.source and any("tool_calls" in entry for entry in entries):
+            able = [repr(name) for name, text in CHAT_TEMPLATES.items() if "tool_calls" in text]
             raise RowProblem(
                 "no place for tool calls",
                 "the chat template does not write them: leave such rows out, or set "
-                "model.chat_template to one that does",
+                f"model.chat_template to one that does (built in: {', '.join(able)})",
             )
         from kerora.data.template_sandbox import one_rendering
 
@@ -88,7 +90,8 @@ class ChatTemplate:
                     **{"tools": None, "documents": None, **self._special_tokens, **variables},
                 )
         except Exception as error:  # a template can fail in any way a program can
-            raise RowProblem("refused by the chat template", str(error)) from error
+            opens = "" if entries else "; it writes no conversation that the assistant opens"
+            raise RowProblem("refused by the chat template", f"{error}{opens}") from error
 
     def render_with_spans(
         self, messages: Sequence[Message], **variables: Any

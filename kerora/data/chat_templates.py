@@ -26,7 +26,8 @@ CHATML = """\
 # What Qwen 2.5 and Qwen 3 share; the one adds a system text of its own, the other empty thinking.
 QWEN = """\
 {% set ns = namespace(system='') %}\
-{% if messages[0]['role'] == 'system' %}{% set ns.system = messages[0]['content'] %}{% endif %}\
+{% if messages and messages[0]['role'] == 'system' %}\
+{% set ns.system = messages[0]['content'] %}{% endif %}\
 {% if tools %}\
 {{ '<|im_start|>system\n' }}{% if ns.system %}{{ ns.system + '\n\n' }}{% endif %}\
 {{ '# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are \
@@ -84,6 +85,11 @@ _BUILT_IN = (
     (("<|im_start|>",), CHATML),
     (("<|start_header_id|>",), LLAMA3),
 )
+
+
+def chat_template_name(source: str) -> str | None:
+    """The name of a built-in template; None for any other."""
+    return next((name for name, text in CHAT_TEMPLATES.items() if text == source), None)
 
 
 def built_in_chat_template(has_token: Any) -> str:

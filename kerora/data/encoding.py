@@ -8,12 +8,12 @@ import numpy as np
 
 from kerora.data.chat import ChatTemplate
 from kerora.data.chat_templates import (
-    CHAT_TEMPLATES,
     built_in_chat_template,
+    chat_template_name,
     read_chat_template,
 )
 from kerora.data.errors import DataError, LongRow, RowProblem
-from kerora.data.formats import Example, Message, read_example
+from kerora.data.formats import Example, read_example
 from kerora.data.templates import (
     Segment,
     Template,
@@ -51,7 +51,8 @@ class Encoder:
         sequence_length: The most tokens of an example; at least 2.
         train_on: `"response"` weighs the response alone where a row has one, `"all"` every token.
         template: None to recognise the fields; text such as `"Q: {q}\\nA: {a}"`; or `"chat"` to
-            lay prompts and responses out as a conversation.
+            make the prompt (an instruction or question, after a blank line its context, no labels)
+            the user's message and the response the assistant's.
         chat_template: Jinja source for conversations, such as the model's own, the path of a file
             of it, or a name in `chat_templates.CHAT_TEMPLATES`; None takes the built-in one whose
             marks the tokenizer knows.
@@ -82,6 +83,7 @@ class Encoder:
     add_start_token: bool = True
     add_end_token: bool = True
     on_long_row: Literal["truncate", "skip", "stop"] = "truncate"
+    built_in_chat_template: str | None = field(init=False, repr=False)
     _read: Callable[[Any], Example] = field(init=False, repr=False)
     _text: TextTokenizer = field(init=False, repr=False)
 
@@ -96,7 +98,7 @@ class Encoder:
             source = built_in_chat_template(lambda mark: self._text.mark_id(mark) is not None)
         else:
             source = read_chat_template(self.chat_template)
-        self._built_in = source in CHAT_TEMPLATES.values()
+        self.built_in_chat_template = chat_template_name(source)
         self._chat = ChatTemplate(source, self._special_tokens())
 
     def _special_tokens(self) -> dict[str, str]:
@@ -125,7 +127,7 @@ class Encoder:
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer: the end token and the marks that end a turn."""
-        marks = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>")
+        marks = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<turn|>")
         ids = [self._text.end_token_id, *(self._text.mark_id(mark) for mark in marks)]
         return tuple(dict.fromkeys(index for index in ids if index is not None))
 
@@ -239,7 +241,7 @@ class Encoder:
     def _starts(self, ids: list[int], conversation: bool) -> bool:
         """Whether a start token belongs in front. A model's own template writes it, or means none;
         in a built-in one it is not doubled."""
-        own = not self._built_in or ids[:1] == [self._text.start_token_id]
+        own = self.built_in_chat_template is None or ids[:1] == [self._text.start_token_id]
         return self.add_start_token and not (conversation and own)
 
     def _shorten(self, ids: list[int], learned: list[bool]) -> tuple[list[int], list[bool]]:
@@ -275,7 +277,7 @@ class Encoder:
         Raises:
             RowProblem: The row has no prompt.
         """
-        text, conversation = self._prompt_text(prompt)
+        text, conversation = self.prompt_text(prompt), self.is_conversation(prompt)
         if conversation:
             ids = self._text.marked_texts([(text, True)])[0]
         else:
@@ -287,26 +289,30 @@ class Encoder:
 
     def prompt_text(self, prompt: Any) -> str:
         """The text that `encode_prompt` tokenises."""
-        return self._prompt_text(prompt)[0]
-
-    def _prompt_text(self, prompt: Any) -> tuple[str, bool]:
-        if isinstance(prompt, str):
-            if self.template != "chat":
-                return prompt, False
-            example = Example(messages=(Message("user", prompt),))
-        elif self.template not in (None, "chat") and isinstance(prompt, Mapping):
-            return Template(str(self.template)).prompt(prompt), False
-        else:
-            example = read_example(prompt, answered=False)
-            if self.template == "chat":
-                example = as_conversation(example)
+        example = self._asked(prompt)
         if not example.messages:
-            return example.prompt or "", False
+            return example.prompt or example.response
         turns = list(example.messages)
         while turns and turns[-1].role == "assistant":
             turns.pop()
         tools = list(example.tools) or None
-        return self._chat.render(turns, add_generation_prompt=True, tools=tools), True
+        return self._chat.render(turns, add_generation_prompt=True, tools=tools)
+
+    def is_conversation(self, prompt: Any) -> bool:
+        """Whether the chat template lays this prompt out; not where it is no prompt."""
+        try:
+            return bool(self._asked(prompt).messages)
+        except RowProblem:
+            return False
+
+    def _asked(self, prompt: Any) -> Example:
+        if isinstance(prompt, str):
+            example = Example(prompt)
+        elif self.template not in (None, "chat") and isinstance(prompt, Mapping):
+            example = Example(Template(str(self.template)).prompt(prompt))
+        else:
+            example = read_example(prompt, answered=False, labelled=self.template != "chat")
+        return as_conversation(example) if self.template == "chat" else example
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

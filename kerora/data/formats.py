@@ -6,6 +6,7 @@
 | `instruction`, perhaps `context` or `input`, `response` or `output` | the instruction template |
 | `question` or `query`, and `answer` or `response` | the question template |
 | `prompt(s)` or `input`, `response(s)`, `completion(s)` or `output` | both, joined as they are |
+| `prompt` and `completion`, both messages | a conversation whose completion alone is learned |
 | `text` | plain text |
 
 Case and blanks around a field's name do not count. A row of two texts is a prompt and its response.
@@ -43,13 +44,19 @@ class Example:
     """What one row asks the model to learn.
 
     Either a conversation (`messages`, and the `tools` that it may call), or a `prompt` and its
-    `response`; a `prompt` of None says that `response` is plain text.
+    `response`; a `prompt` of None says that `response` is plain text. Of a conversation the
+    assistant's first `given_turns` turns are given, not learned.
     """
 
     prompt: str | None = None
     response: str = ""
     messages: tuple[Message, ...] = ()
     tools: tuple[Any, ...] = ()
+    given_turns: int = 0
+
+
+def _bare(prompt: str, context: str) -> str:
+    return f"{prompt}\n\n{context}" if context else prompt
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Format:
     prompt: tuple[str, ...]
     response: tuple[str, ...]
     context: tuple[str, ...] = ()
-    template: Callable[[str, str], str] = lambda prompt, context: prompt
+    template: Callable[[str, str], str] = _bare
 
 
 def _instruction(prompt: str, context: str) -> str:
@@ -110,17 +117,20 @@ _ROLE_NAMES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model":
 _ROLE_NAMES["observation"] = "tool"
 
 
-def read_example(row: Any, *, answered: bool = True) -> Example:
+def read_example(row: Any, *, answered: bool = True, labelled: bool = True) -> Example:
     """Understands one row by its field names.
 
     Args:
         row: A string, a pair of strings (a prompt and its response), a dict, or a list of
             messages.
         answered: Whether a row without its response is a problem; for generation it is none.
+        labelled: Whether a prompt says what its parts are. A message of a conversation does not:
+            it is the instruction or question, and after a blank line the context.
 
     Returns:
-        The example. Rows of the instruction and question formats have their prompt laid out as
-        `"Instruction:\\n...\\n\\nResponse:\\n"` and `"Question:\\n...\\n\\nAnswer:\\n"`.
+        The example. Labelled, rows of the instruction and question formats have their prompt laid
+        out as `"Instruction:\\n...\\n\\nResponse:\\n"` and
+        `"Question:\\n...\\n\\nAnswer:\\n"`.
 
     Raises:
         RowProblem: A field is missing or empty, or none is known.
@@ -135,7 +145,7 @@ def read_example(row: Any, *, answered: bool = True) -> Example:
         return Example(messages=read_messages(row, answered=answered))
     if not isinstance(row, Mapping):
         raise RowProblem("not a record", f"expected fields, received {type(row).__name__}")
-    return _read_fields(row, answered)
+    return _read_fields(row, answered, labelled)
 
 
 def _plainly_named(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -144,19 +154,23 @@ def _plainly_named(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return named if len(named) == len(row) else row
 
 
-def _read_fields(written: Mapping[str, Any], answered: bool) -> Example:
+def _read_fields(written: Mapping[str, Any], answered: bool, labelled: bool) -> Example:
     row = _plainly_named(written)
     for name in _MESSAGE_FIELDS:
         if name in row:
             messages = read_messages(row[name], answered=answered)
             return Example(messages=messages, tools=_read_tools(row.get("tools")))
+    if _is_messages(row.get("prompt")):
+        return _read_given_and_learned(row, answered)
     for form in FORMATS:
         asks, answers = _first(row, form.prompt), _first(row, form.response)
         if asks is None or (answered and answers is None and form is FORMATS[-1]):
             continue
         if answered and answers is None:
             raise RowProblem("missing field", f"{asks!r} without one of {list(form.response)}")
-        return _prompt_and_response(row, form, asks, answers if answered else None)
+        response = _answer(row, answers) if answered and answers else ""
+        layout = form.template if labelled else _bare
+        return Example(layout(field_text(row, asks), _context(row, form)), response)
     if "text" in row:
         return Example(response=field_text(row, "text"))
     raise RowProblem("unknown fields", f"found {sorted(map(str, written))}; {known_fields()}")
@@ -173,13 +187,36 @@ def _read_pair(row: Sequence[Any], answered: bool) -> Example:
     return Example(prompt, _filled(response, "response", "empty response") if answered else "")
 
 
-def _prompt_and_response(
-    row: Mapping[str, Any], form: Format, asks: str, answers: str | None
-) -> Example:
-    context_name = _first(row, form.context)
-    context = field_text(row, context_name, empty=True) if context_name else ""
-    response = field_text(row, answers, reason="empty response") if answers else ""
-    return Example(form.template(field_text(row, asks), context), response)
+def _answer(row: Mapping[str, Any], name: str) -> str:
+    return field_text(row, name, reason="empty response")
+
+
+def _context(row: Mapping[str, Any], form: Format) -> str:
+    name = _first(row, form.context)
+    return field_text(row, name, empty=True) if name else ""
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(entry, Mapping) for entry in value)
+
+
+def _read_given_and_learned(row: Mapping[str, Any], answered: bool) -> Example:
+    """A conversation in two fields: the turns of `prompt` are given, those of the other learned."""
+    given = read_messages(row["prompt"], answered=False)
+    tools = _read_tools(row.get("tools"))
+    if not answered:
+        return Example(messages=given, tools=tools)
+    answers = _first(row, FORMATS[-1].response)
+    if answers is None or not _is_messages(row[answers]):
+        found = f"{answers!r} none" if answers else f"only {sorted(map(str, row))} stand beside it"
+        raise RowProblem(
+            "not a conversation",
+            f"'prompt' holds messages and {found}: give 'completion' as messages too, or all of "
+            "them as one list, 'messages'",
+        )
+    given_turns = sum(message.role == "assistant" for message in given)
+    messages = given + read_messages(row[answers])
+    return Example(messages=messages, tools=tools, given_turns=given_turns)
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:

@@ -82,13 +82,14 @@ def example_reader(template: str | None) -> Callable[[Any], Example]:
     """The function that turns rows into examples.
 
     Args:
-        template: None recognises the fields; `"chat"` does too, and lays a prompt and its response
-            out as a user's and an assistant's message; any other text is a `Template`.
+        template: None recognises the fields; `"chat"` does too, and makes a prompt (without the
+            plain layout's labels) and its response a user's and an assistant's message; any other
+            text is a `Template`.
     """
     if template is None:
         return read_example
     if template == "chat":
-        return lambda row: as_conversation(read_example(row))
+        return lambda row: as_conversation(read_example(row, labelled=False))
     return Template(template).example
 
 
@@ -105,10 +106,21 @@ def segments(example: Example, chat_template: ChatTemplate) -> list[Segment]:
     if example.messages:
         tools = list(example.tools) or None
         text, spans = chat_template.render_with_spans(example.messages, tools=tools)
-        return _cut(text, spans)
+        return _cut(text, _learned(spans, example))
     if example.prompt is None:
         return [Segment(example.response, True)]
     return [Segment(example.prompt, False), Segment(example.response, True)]
+
+
+def _learned(spans: list[tuple[int, int]], example: Example) -> list[tuple[int, int]]:
+    turns = sum(message.role == "assistant" for message in example.messages)
+    if example.given_turns and len(spans) != turns:
+        raise RowProblem(
+            "inconsistent chat template",
+            f"it marks {len(spans)} parts of {turns} assistant turns as learned, which does not "
+            "say which belong to the completion: put all turns into one list, 'messages'",
+        )
+    return spans[example.given_turns :]
 
 
 def _cut(text: str, spans: list[tuple[int, int]]) -> list[Segment]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import keras
 
-from kerora.data import Batches, DataError, make_batches
+from kerora.data import Batches, DataError, Encoder, make_batches
 from kerora.models.families import packing_support
 from kerora.user_warning import warn_user
 
@@ -26,7 +27,7 @@ class DataOptions:
         sequence_length: Tokens in a row; None takes the preprocessor's.
         seed: Of the order of rows.
         on_bad_row: `"stop"` raises at a row that cannot be used, `"skip"` counts it.
-        on_long_row: What happens to rows longer than a row of the batch.
+        on_long_row: What happens to rows longer than a row of the batch; see `Encoder`.
     """
 
     packing: bool = True
@@ -101,6 +102,30 @@ def warn_of_lost_rows(batches: Batches) -> None:
     report = batches.report()
     if lost := report.lost():
         warn_user(f"Of {report.rows:,} rows read, {'; '.join(lost)}.")
+
+
+def warn_of_unchosen_chat_template(
+    task: keras.Model, encoder: Encoder, rows: Iterable[Any]
+) -> None:
+    """Say which built-in template lays conversations out, where it may not be the model's own.
+
+    A model that kerora loaded and that has no template of its own has none to miss.
+
+    Args:
+        task: A task of kerora.
+        encoder: Of its rows.
+        rows: Some of them.
+    """
+    if task.source is not None or task.chat_template is not None:
+        return
+    if any(encoder.is_conversation(row) for row in rows):
+        name = encoder.built_in_chat_template
+        warn_user(
+            f"Conversations are laid out by the built-in chat template {name!r}: this model did "
+            "not come from kerora, and KerasHub keeps no chat template. For the model's own load "
+            f"it by `kerora.from_preset(...)`; else set `model.chat_template`, to {name!r} if that "
+            "is the one."
+        )
 
 
 def _may_pack(task: keras.Model, sequence_length: int) -> bool:

@@ -138,8 +138,21 @@ def test_tools_and_json_reach_the_template():
 
 def test_tool_calls_that_a_template_would_leave_out_are_refused():
     calls = [Message("assistant", None, {"tool_calls": [{"x": 3}]})]
-    with pytest.raises(RowProblem, match="no place for tool calls"):
+    with pytest.raises(RowProblem, match=r"no place for tool calls.*built in: 'qwen'\)"):
         ChatTemplate(GEMMA).render(calls)
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_the_assistant_may_open_a_conversation(name):
+    talk = [Message("assistant", "Hello."), Message("user", "Hi")]
+    text, [(start, end)] = ChatTemplate(CHAT_TEMPLATES[name], TOKENS).render_with_spans(talk)
+    assert text[start:end].startswith("Hello.")
+
+
+def test_a_template_that_needs_a_question_first_says_so():
+    needs = "{{ messages[0].content }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(RowProblem, match="no element 0; it writes no conversation that the assist"):
+        ChatTemplate(needs).render_with_spans([Message("assistant", "Hello.")])
 
 
 def test_a_template_may_refuse_a_conversation():

@@ -57,7 +57,10 @@ def test_row_weights_scale_the_loss():
         (None, {"question": "Q", "answer": "A"}),
         ("Q {prompt}\nA {response}.", ROW),
         ("chat", ROW),
+        ("chat", {"question": "Q", "answer": "A"}),
+        ("chat", {"instruction": "I", "context": "C", "response": "R"}),
         (None, TALK),
+        (None, {"prompt": TALK[:3], "completion": TALK[3:]}),
         (None, {"messages": TALK}),
     ],
 )
@@ -68,6 +71,37 @@ def test_generation_starts_from_what_training_saw(template, row):
     assert trained.token_ids[: len(prompt)].tolist() == prompt.tolist()
     assert trained.loss_weights[len(prompt)] > 0  # the next token is the response's first
     assert to_text(prompt) == "<bos>" + encodes.prompt_text(row).removeprefix("<bos>")
+
+
+def test_under_chat_a_row_asks_what_its_bare_text_asks():
+    encodes = encoder(template="chat")
+    row = {"instruction": "I", "context": "C", "response": "R"}
+    assert encodes.prompt_text(row) == encodes.prompt_text("I\n\nC")
+
+
+def test_a_row_of_text_is_continued():
+    for template in (None, "chat"):
+        assert encoder(template=template).prompt_text({"text": "Once"}) == "Once"
+
+
+def test_of_a_prompt_and_completion_of_messages_the_completion_is_learned():
+    encodes = encoder()
+    encoded = encodes.encode({"prompt": TALK[:3], "completion": TALK[3:]})
+    assert encoded.token_ids.tolist() == encodes.encode(TALK).token_ids.tolist()
+    assert learned_text(encoded) == "See you.<end_of_turn>"
+    # What follows the prompt is no part of the question, whoever speaks last in it.
+    asked = {"prompt": TALK[:1], "completion": TALK[1:3]}
+    assert encodes.prompt_text(asked) == encodes.prompt_text(TALK[:1])
+
+
+def test_marked_parts_that_are_no_turns_cannot_be_shared_out():
+    twice = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "{% endgeneration %}{% generation %}|{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(RowProblem, match=r"4 parts of 2 assistant turns.*'messages'"):
+        encoder(chat_template=twice).encode({"prompt": TALK[:3], "completion": TALK[3:]})
 
 
 def test_the_text_that_is_wanted_in_answer():

@@ -91,6 +91,16 @@ def test_fields_are_recognised(row, example):
             "'asistant'; known are .*user, assistant.*did you mean 'assistant'",
         ),
         ([{"role": "assistant"}], "missing field", "role"),
+        (
+            {"prompt": [{"role": "user", "content": "a"}], "completion": "b"},
+            "not a conversation",
+            "'completion' none.*'messages'",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "a"}]},
+            "not a conversation",
+            r"only \['prompt'\].*'messages'",
+        ),
         ([{"role": "assistant", "content": [{"type": "image"}]}], "not text", "parts"),
     ],
 )

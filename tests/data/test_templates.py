@@ -47,6 +47,20 @@ def test_chat_lays_prompts_out_as_messages():
     assert example_reader("chat")("plain") == Example(None, "plain")
 
 
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        ({"question": "Q", "answer": "R"}, "Q"),
+        ({"question": "Q", "context": "C", "answer": "R"}, "Q\n\nC"),
+        ({"instruction": "I", "context": "", "response": "R"}, "I"),
+        ({"instruction": "I", "input": "C", "output": "R"}, "I\n\nC"),
+    ],
+)
+def test_a_users_message_has_no_labels(row, asked):
+    example = example_reader("chat")(row)
+    assert [(m.role, m.content) for m in example.messages] == [("user", asked), ("assistant", "R")]
+
+
 def test_segments_cover_the_text_and_mark_what_is_learned():
     example = example_reader("chat")({"prompt": "P", "response": "R"})
     chat = ChatTemplate(PLAIN, {"eos_token": "<eos>"})
