@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from kerora.default_learning_rates import (
     ADAPTER_LEARNING_RATE,
     FULL_LEARNING_RATE,
-    REFERENCE_STEPS,
+    SHORT_RUN,
 )
 from kerora.models.bundled import BUNDLED_NAMES
 from kerora.recipe_errors import RecipeError, as_recipe_error, nearest
@@ -166,9 +166,9 @@ class OptimizerRecipe(_Section):
     learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description=f"Its peak. null: by the length of the run, {ADAPTER_LEARNING_RATE:g} for an "
-        f"adapter and {FULL_LEARNING_RATE:g} for a whole model in {REFERENCE_STEPS:,} steps, four "
-        "times that in 16; sgd and lion have no default.",
+        description=f"Its peak. null: {ADAPTER_LEARNING_RATE:g} for an adapter and "
+        f"{FULL_LEARNING_RATE:g} for a whole model, more in runs of less than {SHORT_RUN} steps "
+        "(twice that in 16); sgd and lion have no default.",
     )
     weight_decay: float = Field(
         default=0.0, ge=0, description="Decoupled; biases and norm scales are left out."

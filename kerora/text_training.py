@@ -45,8 +45,8 @@ class TextTraining(StepModel):
 
         Args:
             optimizer: Default: Adam, gradients clipped to a global norm of 1, at a learning rate
-                that `fit` sets by the length of the run: 5e-4 for adapters and 2e-5 for full
-                fine-tuning in 1,000 steps, four times that in 16.
+                of 5e-4 for adapters and 2e-5 for full fine-tuning; `fit` takes more for runs of
+                less than 128 steps, twice that in 16.
             loss: Default: the mean cross-entropy over supervised tokens (`kerora.TokenLoss`).
             weighted_metrics: Default: token accuracy.
             sampler: As in KerasHub. Default: the one that the model has, or KerasHub's own.

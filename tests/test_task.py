@@ -52,10 +52,11 @@ def test_the_default_learning_rate_is_by_what_trains_and_for_how_long():
         model.fit([SHORT], epochs=2, steps_per_epoch=4, sequence_length=32, verbose=0)
         return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
 
-    assert rate_of_eight_steps() == pytest.approx(5e-4 * 5)  # The third root of 1,000 by 8.
-    model.fit([SHORT], steps_per_epoch=1, sequence_length=32, verbose=0)
-    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == pytest.approx(5e-3)
-    assert rate_of_eight_steps() == pytest.approx(5e-4 * 5)
+    expected = 5e-4 * 16 ** (1 / 3)  # The third root of 128 by 8.
+    assert rate_of_eight_steps() == pytest.approx(expected)
+    model.fit([SHORT], steps_per_epoch=2, sequence_length=32, verbose=0)
+    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == pytest.approx(2e-3)
+    assert rate_of_eight_steps() == pytest.approx(expected)
     model.optimizer.learning_rate = 1e-4
     assert rate_of_eight_steps() == pytest.approx(1e-4)
 
