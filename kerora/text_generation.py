@@ -11,7 +11,7 @@ import numpy as np
 from kerora.data import DataError, Encoder, RowProblem
 from kerora.generation import padded, padding_token, until_stop
 from kerora.model_mixin import ModelMixin
-from kerora.training.fit_data import warn_of_unchosen_chat_template
+from kerora.training.fit_data import text_preprocessor, warn_of_unchosen_chat_template
 
 DEFAULT_LENGTH = 1024
 
@@ -118,12 +118,7 @@ def prompt_encoder(task: Any, template: str | None = None) -> Encoder:
     Raises:
         DataError: The task has no preprocessor, or the template cannot be read.
     """
-    preprocessor = task.preprocessor
-    if preprocessor is None:
-        raise DataError(
-            "Text needs a tokenizer, and this model's `preprocessor` is None. Attach one, or pass "
-            "token ids and a padding mask."
-        )
+    preprocessor = text_preprocessor(task)
     return Encoder(
         preprocessor.tokenizer,
         sequence_length=preprocessor.sequence_length or DEFAULT_LENGTH,

@@ -171,7 +171,9 @@ class TextTraining(StepModel):
         }
         if not isinstance(x, Batches) and is_token_data(x):
             check_token_data(x, tokenizer=self.preprocessor is not None)
-            self._choose_learning_rate(steps_per_epoch and steps_per_epoch * epochs)
+            self._choose_learning_rate(
+                steps_per_epoch and steps_per_epoch * (epochs - initial_epoch)
+            )
             return super().fit(
                 x,
                 y,

@@ -61,12 +61,7 @@ def text_batches(
     Raises:
         DataError: If the task has no preprocessor, or the data cannot be read.
     """
-    preprocessor = task.preprocessor
-    if preprocessor is None:
-        raise DataError(
-            "Text needs a tokenizer, and this model's `preprocessor` is None. Attach one, or pass "
-            "token ids and a padding mask."
-        )
+    preprocessor = text_preprocessor(task)
     length = options.sequence_length
     if length is None:
         length = preprocessor.sequence_length
@@ -95,6 +90,20 @@ def text_batches(
         add_start_token=preprocessor.add_start_token,
         **arguments,
     )
+
+
+def text_preprocessor(task: keras.Model) -> Any:
+    """The preprocessor of a task, which holds its tokenizer.
+
+    Raises:
+        DataError: It has none.
+    """
+    if task.preprocessor is None:
+        raise DataError(
+            "Text needs a tokenizer, and this model's `preprocessor` is None. Attach one, or pass "
+            "token ids and a padding mask."
+        )
+    return task.preprocessor
 
 
 def warn_of_lost_rows(batches: Batches) -> None:
