@@ -178,3 +178,13 @@ def test_a_template_that_nobody_chose_is_named_once_a_call(untrained):
 def test_a_model_that_kerora_loaded_has_no_template_to_miss(model, untrained, asked):
     assert not warnings_of(model.evaluate, [TALK])
     assert not warnings_of(model.generate, TALK[:1])
+
+
+def test_text_without_a_tokenizer_is_told_alike_in_fit_and_generate():
+    model = kerora.from_preset("tiny_gemma", load_weights=False)
+    model.backbone.enable_lora(2)
+    model.preprocessor = None
+    with pytest.raises(kerora.DataError, match="`preprocessor` is None"):
+        model.generate({"question": "Why?"})
+    with pytest.raises(kerora.DataError, match="`preprocessor` is None"):
+        model.fit([{"question": "Why?", "answer": "So."}], verbose=0)
