@@ -115,8 +115,10 @@ def carry_out(recipe: Recipe, folder: RunFolder, console: Any = None) -> RunResu
     if stored:
         (before,) = stored[1:]
     else:
+        console.print("Measuring before the first step")
         before = _measure_before(folder, model, data, probe, steps)
     _train(recipe, folder, model, data, probe, steps, console, began)
+    console.print("Measuring after the last step")
     after = probe.measure(steps)
     save_trained(recipe, folder, model)
     result = RunResult(folder, steps, before, after)

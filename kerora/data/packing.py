@@ -6,11 +6,11 @@ import numpy as np
 
 
 def pack(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
-    """Places examples in as few rows as it can: best fit, longest first.
+    """Places examples in as few rows as it can: the longest that is left, and what fills its row best.
 
-    Each example goes to the fullest row that still holds it (Johnson, 1973: at most 11/9 of the
-    fewest rows, and a few more). The rows that have a given room left are kept in one stack, and
-    the rooms that occur in the bits of one integer, so that placing an example takes constant time.
+    Minimum bin slack with the largest item fixed (Gupta and Ho, 1999; Fleszar and Hindi, 2002).
+    Which sums of lengths can be reached is kept in the bits of one integer, and the search ends
+    where a row is full.
 
     Args:
         lengths: int `(examples,)`, each between 1 and `capacity`.
@@ -23,7 +23,7 @@ def pack(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
     Example:
 
     ```python
-    pack(np.array([3, 5, 5, 2]), capacity=8)  # [array([0, 1]), array([2, 3])]
+    pack(np.array([3, 5, 5, 2]), capacity=7)  # [array([0]), array([1, 3]), array([2])]
     ```
     """
     lengths = np.asarray(lengths)
@@ -32,25 +32,45 @@ def pack(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
             f"Lengths lie between 1 and capacity={capacity}. "
             f"Received: {lengths.min()} to {lengths.max()}"
         )
-    rows: list[list[int]] = []
-    rows_with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
-    rooms = 0
+    examples: dict[int, list[int]] = {}  # by length, descending; of each the first is the last
     for example in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[example])
-        fitting = rooms >> length
-        if fitting:
-            room = length + (fitting & -fitting).bit_length() - 1
-            row = rows_with_room[room].pop()
-            if not rows_with_room[room]:
-                rooms &= ~(1 << room)
-        else:
-            room, row = capacity, len(rows)
-            rows.append([])
-        rows[row].append(example)
-        if room > length:
-            rows_with_room[room - length].append(row)
-            rooms |= 1 << (room - length)
-    return sorted((np.sort(np.asarray(row)) for row in rows), key=lambda row: int(row[0]))
+        examples.setdefault(int(lengths[example]), []).insert(0, example)
+    rows = []
+    while examples:
+        longest = next(iter(examples))
+        row = []
+        for length in [longest, *_fullest(examples, longest, capacity - longest)]:
+            row.append(examples[length].pop())
+            if not examples[length]:
+                del examples[length]
+        rows.append(np.sort(np.asarray(row)))
+    return sorted(rows, key=lambda row: int(row[0]))
+
+
+def _fullest(examples: dict[int, list[int]], taken: int, room: int) -> list[int]:
+    """Lengths whose sum comes nearest to `room` from below; of equal sums one of long examples.
+
+    Args:
+        examples: By length, descending.
+        taken: Of this length there is one less.
+        room: Tokens.
+    """
+    within = (1 << room + 1) - 1
+    lengths: list[int] = []
+    reached = [1]  # Before each length the sums of those before it, as bits.
+    for length, left in examples.items():
+        for _ in range(min(len(left) - (length == taken), room // length)):
+            lengths.append(length)
+            reached.append((reached[-1] | reached[-1] << length) & within)
+        if reached[-1] >> room:
+            break
+    total = reached[-1].bit_length() - 1
+    chosen = []
+    for length, before in zip(reversed(lengths), reversed(reached[:-1]), strict=True):
+        if not before >> total & 1:
+            chosen.append(length)
+            total -= length
+    return chosen
 
 
 def one_per_row(count: int) -> list[np.ndarray]:

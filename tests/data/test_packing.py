@@ -20,11 +20,11 @@ def test_every_example_is_placed_once_and_rows_hold_what_they_can():
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
 
 
+@pytest.mark.parametrize("examples", [24, 96, 384, 1000])
 @pytest.mark.parametrize("capacity", [512, 1024, 4096])
-def test_rows_of_instruction_data_are_filled(capacity):
-    lengths = dolly_like_lengths(16_384)
-    rows = pack(lengths, capacity)
-    assert lengths.sum() / (len(rows) * capacity) > 0.985
+def test_instruction_data_takes_the_fewest_rows_that_its_tokens_could(examples, capacity):
+    for lengths in np.split(dolly_like_lengths(16 * examples), 16):
+        assert len(pack(lengths, capacity)) == -(-lengths.sum() // capacity)
 
 
 def test_rows_are_near_the_fewest_that_can_be():

@@ -8,6 +8,7 @@ from typing import Any
 from kerora.training.callbacks.step_callbacks import StepCallback
 
 _PLAIN_SECONDS = 15.0
+_WAITING = "the first step takes longest"
 
 
 class Progress(StepCallback):
@@ -45,9 +46,11 @@ class Progress(StepCallback):
         if self._console.is_terminal:
             self._bar = _bar(self._console)
             self._task = self._bar.add_task(
-                "Training", total=self.total_steps, completed=self.start_step, text=""
+                "Training", total=self.total_steps, completed=self.start_step, text=_WAITING
             )
             self._bar.start()
+        else:
+            self._console.print(f"Training, {_WAITING}")
 
     def between_steps(self, step: int) -> None:
         if self._first_step_at is None:  # the first step compiles; speed is that of the others

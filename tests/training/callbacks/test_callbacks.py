@@ -108,6 +108,7 @@ def test_progress_tells_step_and_loss(terminal):
     fit_counting([Progress(3, console=console)], steps=3)
     assert f"loss {LOSSES[2]:.4f}" in text.getvalue()
     assert "3/3" in text.getvalue()
+    assert "first step takes longest" in text.getvalue()
     assert ("\x1b" in text.getvalue()) == terminal
 
 
