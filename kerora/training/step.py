@@ -199,10 +199,9 @@ class StepModel(ModelMixin):
             gradient=training,
         )
         weight_sum = over_replicas(ops.stop_gradient(sums.weight_sum))
-        # Added up last, with the gradients: replicas would wait for each other here as well.
-        share_correct = ops.stop_gradient(sums.correct_sum) / ops.maximum(weight_sum, 1e-9)
-        accuracy = over_replicas(share_correct)
+        correct_sum = over_replicas(ops.stop_gradient(sums.correct_sum))
         for metric in self._compiled.accuracies:
+            accuracy = correct_sum / ops.maximum(weight_sum, 1e-9)
             keras.metrics.Mean.update_state(metric, accuracy, weight_sum)
         loss = sums.loss_sum / _divisor(objective.reduction, y, weight_sum)
         for extra in self.losses:
