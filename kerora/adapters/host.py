@@ -199,9 +199,9 @@ def attach(layer: keras.layers.Layer, config: LoraConfig, name: str, path: str) 
 
     Raises:
         AdapterError: If the layer is of another kind, is not built, has a kernel constraint or
-            Keras' own LoRA, or holds an adapter of that name.
+            Keras' own LoRA.
     """
-    _check_host(layer, name, path)
+    _check_host(layer, path)
     adapter_name = _PREFIX + name
     if isinstance(layer, keras.layers.Embedding):
         adapter: LoraAdapter = EmbeddingLora(
@@ -234,7 +234,7 @@ def detach(layer: keras.layers.Layer, name: str) -> None:
         become_base(layer)
 
 
-def _check_host(layer: keras.layers.Layer, name: str, path: str) -> None:
+def _check_host(layer: keras.layers.Layer, path: str) -> None:
     if not isinstance(layer, HOST_TYPES):
         raise AdapterError(
             f"Adapters go on Dense, EinsumDense and Embedding layers. Received: layer '{path}' "
@@ -256,11 +256,6 @@ def _check_host(layer: keras.layers.Layer, name: str, path: str) -> None:
         raise AdapterError(
             f"Layer '{path}' has a {constraint}, which an adapter would bypass. Remove the "
             "constraint or exclude the layer."
-        )
-    if is_host(layer) and name in layer.adapter_names:
-        raise AdapterError(
-            f"Layer '{path}' already holds an adapter named '{name}'. Call "
-            f"`kerora.remove_adapter(model, '{name}')` first, or give the new one another name."
         )
 
 

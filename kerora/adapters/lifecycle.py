@@ -29,7 +29,13 @@ def add_adapter_to_layers(
         raise AdapterError(
             f"An adapter's name may hold letters, digits and underscores. Received: {name!r}"
         )
-    first = not adapter_configs(model)
+    held = adapter_configs(model)
+    if name in held:
+        raise AdapterError(
+            f"The model already holds an adapter named '{name}'. Name all targets in one call, "
+            "give the new adapter another `name`, or call "
+            f"`kerora.remove_adapter(model, '{name}')` first."
+        )
     attached: list[Candidate] = []
     try:
         for target in targets:
@@ -44,7 +50,7 @@ def add_adapter_to_layers(
             become_host(layer)
         if is_gemma4_block(layer):
             call_feedforward_layers()
-    if first:
+    if not held:
         _freeze(model)
     _set_bias_trainable(model, config, [target.layer for target in attached])
     forget_compiled_functions(model)

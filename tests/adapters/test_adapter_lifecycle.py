@@ -122,6 +122,11 @@ def test_merging_rounds_once_in_bfloat16():
         (LoraConfig(rank=2, targets=["gate", "output"]), "new", "'output' has a kernel_constraint"),
         (LoraConfig(rank=2, targets="nothing"), "new", "no layer matches"),
         (LoraConfig(rank=2), "default", "already holds an adapter named 'default'"),
+        (
+            LoraConfig(rank=2, targets="output"),
+            "default",
+            "all targets in one call.*another `name`",
+        ),
         (LoraConfig(rank=2), "a b", "letters, digits and underscores.*'a b'"),
         (LoraConfig(rank=2), "é", "letters, digits and underscores"),
     ],
