@@ -276,15 +276,21 @@ class TextTraining(StepModel):
                 sample_weight=sample_weight,
             )
             _warn_of_chat_template(self, x)
-        if isinstance(x, Batches):
-            check_text_loss(self.loss)
-            steps = steps or x.steps_per_epoch
-            return keras.Model.evaluate(self, x.repeat(), steps=steps, **kwargs)
-        if x is not None:
-            check_token_data(x, tokenizer=self.preprocessor is not None)
-        return super().evaluate(
-            x, y, batch_size=batch_size, sample_weight=sample_weight, steps=steps, **kwargs
-        )
+        try:
+            if isinstance(x, Batches):
+                check_text_loss(self.loss)
+                steps = steps or x.steps_per_epoch
+                return keras.Model.evaluate(self, x.repeat(), steps=steps, **kwargs)
+            if x is not None:
+                check_token_data(x, tokenizer=self.preprocessor is not None)
+            return super().evaluate(
+                x, y, batch_size=batch_size, sample_weight=sample_weight, steps=steps, **kwargs
+            )
+        finally:
+            # On JAX the values lie outside the variables meanwhile. Keras' `fit` puts them back
+            # where it is stopped between two steps; its `evaluate` does not.
+            if hasattr(self, "jax_state_sync"):
+                self.jax_state_sync()
 
     def _check_trainable(self) -> None:
         if not self.trainable_variables:

@@ -1,4 +1,4 @@
-"""Let Ctrl-C wait for the end of a step."""
+"""Let Ctrl-C wait for the end of a step, or for its result."""
 
 from __future__ import annotations
 
@@ -46,3 +46,45 @@ def stop_between_steps() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ctrl_c_held(while_true: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Within this context Ctrl-C is only noted while a condition is true; pressed again, it stops.
+
+    For code that must not be left before it has its result. Nothing is changed outside the main
+    thread, nor where the program handles or ignores Ctrl-C by itself.
+
+    Args:
+        while_true: The condition, which is asked when Ctrl-C is pressed.
+
+    Yields:
+        A function that tells whether Ctrl-C was noted; final once the context is left.
+
+    Example:
+    ```python
+    with ctrl_c_held(lambda: writing) as pressed:
+        write()
+    if pressed():
+        raise KeyboardInterrupt
+    ```
+    """
+    noted = False
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield lambda: noted
+        return
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal noted
+        if noted or not while_true():
+            raise KeyboardInterrupt
+        noted = True
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

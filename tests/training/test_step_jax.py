@@ -1,4 +1,7 @@
-"""A step that fails leaves the model its values."""
+"""A step that fails or is stopped leaves the model its values."""
+
+import itertools
+import signal
 
 import keras
 import numpy as np
@@ -11,6 +14,8 @@ if keras.backend.backend() != "jax":
     pytest.skip("JAX alone takes the values out of a model's variables", allow_module_level=True)
 
 import jax
+
+from kerora.training import replicas_jax
 
 ROWS = ["A cat sat on the mat.", "A dog lay on the rug.", "A cow stood in the grass."] * 4
 
@@ -101,3 +106,87 @@ def test_a_batch_that_cannot_be_read_keeps_the_steps_before_it(model):
     after = values(model.backbone)
     assert any((value != old).any() for value, old in zip(after, before, strict=True))
     assert_usable(model)
+
+
+def trained(**options):
+    keras.utils.set_random_seed(0)
+    model = kerora.from_preset("tiny_gemma", load_weights=False)
+    model.backbone.enable_lora(2)
+    model.compile(keras.optimizers.Adam(0.01))
+    model.fit(ROWS, sequence_length=16, verbose=0, **options)
+    return model
+
+
+@pytest.fixture
+def press_ctrl_c(monkeypatch):
+    """Makes the third step of the next `fit` or `evaluate` one in which Ctrl-C is pressed.
+
+    As Python tells of it: when the computation is over, and before anybody has its result.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    steps = itertools.count(1)
+
+    def pressing(make):
+        def pressed(*args):
+            step = make(*args)
+
+            def step_and_signal(state, iterator):
+                result = step(state, iterator)
+                if next(steps) == 3:
+                    signal.raise_signal(signal.SIGINT)
+                return result
+
+            return step_and_signal
+
+        return pressed
+
+    def prepare():
+        for name in ("with_replicas", "on_first_device"):
+            monkeypatch.setattr(replicas_jax, name, pressing(getattr(replicas_jax, name)))
+
+    yield prepare
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_ctrl_c_in_fit_keeps_the_steps_before_it(press_ctrl_c, batch_size):
+    model = trained(batch_size=batch_size, steps_per_epoch=2)
+    press_ctrl_c()
+    model.compile(model.optimizer)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(ROWS, sequence_length=16, batch_size=batch_size, verbose=0)
+    # A step that is shared out among cores leaves the values that it was given.
+    done = int(model.optimizer.iterations.numpy()) - 2
+    assert done == 3 if batch_size == 1 else done in (2, 3)
+    whole = trained(batch_size=batch_size, steps_per_epoch=2)
+    whole.fit(ROWS, sequence_length=16, batch_size=batch_size, steps_per_epoch=done, verbose=0)
+    for value, expected in zip(values(model), values(whole), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
+    assert_usable(model)
+
+
+def test_ctrl_c_in_evaluate_costs_no_values(press_ctrl_c):
+    model = trained(batch_size=2)
+    before = values(model)
+    press_ctrl_c()
+    model.compile()
+    with pytest.raises(KeyboardInterrupt):
+        model.evaluate(ROWS, sequence_length=16, batch_size=2, verbose=0)
+    for value, expected in zip(values(model), before, strict=True):
+        np.testing.assert_array_equal(value, expected)
+    assert_usable(model)
+
+
+def test_ctrl_c_between_two_steps_of_evaluate_costs_no_values():
+    def stop(batch, logs):
+        raise KeyboardInterrupt
+
+    model = trained(batch_size=2)
+    before = values(model)
+    stopping = keras.callbacks.LambdaCallback()
+    stopping.on_test_batch_end = stop
+    with pytest.raises(KeyboardInterrupt):
+        model.evaluate(ROWS, sequence_length=16, batch_size=2, verbose=0, callbacks=[stopping])
+    for value, expected in zip(values(model), before, strict=True):
+        np.testing.assert_array_equal(value, expected)
