@@ -6,7 +6,6 @@ from typing import Any
 
 from kerora.adapters import AdaptedModel, AdapterError, LoraConfig, add_adapter
 from kerora.adapters.config import PEFT_NAMES, Bias
-from kerora.adapters.lifecycle import forget_compiled_functions
 from kerora.interchange.keras_lora import load_keras_lora
 from kerora.keyword_hints import hints
 
@@ -62,7 +61,6 @@ class Backbone(AdaptedModel):
             bias=bias,
         )
         add_adapter(self, config, name)
-        self._forget_compiled_functions_of_task()
 
     def save_lora_weights(self, filepath: Any) -> None:
         """KerasHub's own format has no place for this adapter.
@@ -84,9 +82,3 @@ class Backbone(AdaptedModel):
             AdapterError: If it is missing or damaged, or does not fit.
         """
         load_keras_lora(self, filepath)
-        self._forget_compiled_functions_of_task()
-
-    def _forget_compiled_functions_of_task(self) -> None:
-        task = self.held_by() if hasattr(self, "held_by") else None
-        if task is not None:
-            forget_compiled_functions(task)

@@ -72,6 +72,31 @@ def test_what_was_compiled_before_adapt_is_kept():
     assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == 0.25
 
 
+def test_what_is_done_to_the_backbone_reaches_its_task():
+    model = kerora.from_preset("tiny_gemma")
+
+    def loss():
+        return model.evaluate([SHORT], sequence_length=32, verbose=0)[0]
+
+    base = loss()
+    model.backbone.enable_lora(2)
+    model.fit([SHORT], epochs=8, sequence_length=32, verbose=0)
+    adapted = loss()
+    assert adapted < base - 0.1
+    for part in (model, model.backbone):
+        with kerora.disabled_adapters(part):
+            assert loss() == pytest.approx(base, rel=1e-5)
+        assert loss() == adapted
+    kerora.set_active_adapters(model.backbone, [])
+    assert loss() == pytest.approx(base, rel=1e-5)
+    kerora.set_active_adapters(model.backbone, ["default"])
+    model.fit([SHORT], sequence_length=32, verbose=0)
+    adapted = loss()
+    kerora.merge_adapter(model.backbone)
+    assert loss() == pytest.approx(adapted, rel=1e-3)
+    assert len(model.optimizer.variables) == 2  # its count and learning rate
+
+
 @pytest.mark.parametrize("rows", [[1, 2], [[1, 2], [3, 4]], (1, 2), 5])
 def test_numbers_are_no_rows(model, rows):
     with pytest.raises(DataError, match=r"no rows of text.*\(prompt, response\).*Received"):

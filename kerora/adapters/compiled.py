@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import keras
 
 from kerora.adapters.targets import sublayers
 
+_STEPS = ("train_step", "test_step")
 _FUNCTIONS = ("train_function", "test_function", "predict_function", "generate_function")
 
 
@@ -16,7 +18,8 @@ def forget_compiled_functions(model: keras.Model) -> None:
     """Make the model trace its step functions anew, and its optimizer forget other variables.
 
     A traced TensorFlow function and a compiled JAX one would go on without the adapter. The
-    optimizer keeps its settings and loses its state where other variables train from now on.
+    optimizer keeps its settings and loses its state where other variables train from now on. Of a
+    backbone the task that holds it is meant too.
     """
     for part in _models(model):
         for function in _FUNCTIONS:
@@ -39,20 +42,33 @@ def compiled_functions_set_aside(model: keras.Model) -> Iterator[None]:
 
     So a callback may switch adapters off and on again in the middle of `fit`.
     """
+    parts = _models(model)
     held = [
         (part, function, getattr(part, function))
-        for part in _models(model)
+        for part in parts
         for function in _FUNCTIONS
         if hasattr(part, function)
     ]
     for part, function, _ in held:
         setattr(part, function, None)
+    # JAX takes a method for the equal one that it compiled, as long as somebody holds that.
+    steps = [(part, name, vars(part).get(name)) for part in parts for name in _STEPS]
+    for part, name, _ in steps:
+        vars(part)[name] = functools.partial(getattr(part, name))
     try:
         yield
     finally:
+        for part, name, before in steps:
+            if before is None:
+                del vars(part)[name]
+            else:
+                vars(part)[name] = before
         for part, function, value in held:
             setattr(part, function, value)
 
 
 def _models(model: keras.Model) -> list[keras.Model]:
-    return [model, *(la for la, _ in sublayers(model) if isinstance(la, keras.Model))]
+    """The model, the task that holds it where it is a task's backbone, and the models in it."""
+    task = model.held_by() if hasattr(model, "held_by") else None
+    outermost = model if task is None else task
+    return [outermost, *(la for la, _ in sublayers(outermost) if isinstance(la, keras.Model))]
