@@ -29,7 +29,7 @@ def forget_compiled_functions(model: keras.Model) -> None:
         if optimizer is not None and optimizer.built:
             known = {id(v) for v in optimizer._trainable_variables}
             if known != {id(v) for v in part.trainable_variables}:
-                part.optimizer = type(optimizer).from_config(optimizer.get_config())
+                _forget_state(optimizer)
         if keras.backend.backend() == "torch":
             from kerora.adapters.parameters_torch import register_parameters
 
@@ -72,3 +72,21 @@ def _models(model: keras.Model) -> list[keras.Model]:
     task = model.held_by() if hasattr(model, "held_by") else None
     outermost = model if task is None else task
     return [outermost, *(la for la, _ in sublayers(outermost) if isinstance(la, keras.Model))]
+
+
+def _forget_state(optimizer: keras.optimizers.Optimizer) -> None:
+    """Make an optimizer what it was before it was built, with Keras' private names for its parts.
+
+    One made anew by its config would lack what a config does not hold: a schedule without a
+    `get_config` or a function, and what is excluded from weight decay.
+    """
+    if hasattr(optimizer, "inner_optimizer"):  # of a `LossScaleOptimizer`
+        _forget_state(optimizer.inner_optimizer)
+    settings = {id(optimizer._iterations), id(optimizer._learning_rate)}
+    for variable in [v for v in optimizer._variables if id(v) not in settings]:
+        optimizer._untrack_variable(variable)
+    optimizer._trainable_variables_indices.clear()
+    # By the addresses of variables, at which others may come to lie.
+    optimizer._exclude_from_weight_decay_cache = {}
+    optimizer._iterations.assign(0)
+    optimizer.built = False
