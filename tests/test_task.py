@@ -97,6 +97,31 @@ def test_what_is_done_to_the_backbone_reaches_its_task():
     assert len(model.optimizer.variables) == 2  # its count and learning rate
 
 
+class Tenfold(kerora.TokenLoss):
+    def call(self, y_true, y_pred):
+        return 10 * super().call(y_true, y_pred)
+
+
+class AllRight(keras.metrics.SparseCategoricalAccuracy):
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        right = keras.ops.one_hot(y_true, y_pred.shape[-1])
+        return super().update_state(y_true, right, sample_weight)
+
+
+def test_subclasses_of_loss_and_accuracy_compute_what_they_say():
+    model = kerora.from_preset("tiny_gemma")
+
+    def measured(loss, accuracy):
+        model.compile(loss=loss, weighted_metrics=[accuracy])
+        return model.evaluate([SHORT], sequence_length=32, verbose=0)
+
+    stock = keras.metrics.SparseCategoricalAccuracy
+    loss, accuracy = measured(kerora.TokenLoss(), stock())
+    assert accuracy < 1
+    assert measured(Tenfold(), stock()) == pytest.approx([10 * loss, accuracy], rel=1e-4)
+    assert measured(kerora.TokenLoss(), AllRight()) == pytest.approx([loss, 1.0], rel=1e-4)
+
+
 @pytest.mark.parametrize("rows", [[1, 2], [[1, 2], [3, 4]], (1, 2), 5])
 def test_numbers_are_no_rows(model, rows):
     with pytest.raises(DataError, match=r"no rows of text.*\(prompt, response\).*Received"):

@@ -65,7 +65,8 @@ class CompiledStep:
     @classmethod
     def read(cls, loss: Any, metrics: Sequence[Any]) -> CompiledStep:
         """Of the arguments of `compile`."""
-        of_tokens = [isinstance(m, keras.metrics.SparseCategoricalAccuracy) for m in metrics]
+        # A subclass may compute something else.
+        of_tokens = [type(m) is keras.metrics.SparseCategoricalAccuracy for m in metrics]
         objective = _read_objective(loss) if all(of_tokens) else None
         return cls(objective, tuple(metrics) if objective else ())
 
@@ -78,7 +79,7 @@ def _read_objective(loss: Any) -> Objective | None:
     reduction = _reduction(loss)
     if reduction is None:
         return None
-    if isinstance(loss, TokenLoss):
+    if type(loss) is TokenLoss:
         return Objective(reduction, loss.label_smoothing, loss.z_loss)
     if type(loss) is keras.losses.SparseCategoricalCrossentropy:
         config = loss.get_config()
