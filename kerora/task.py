@@ -107,13 +107,40 @@ def adapt(model: keras.Model) -> Task:
     model.backbone.held_by = weakref.ref(model)
     rematerialise_by_default(model.backbone)
     # What KerasHub compiled by itself gives way to kerora's defaults; what the user compiled stays.
-    by_keras_hub = optimizer is not None and abs(float(optimizer.learning_rate) - 2e-5) < 1e-12
-    if optimizer is None or (by_keras_hub and not optimizer.built):
+    if optimizer is None:
         model.compile(sampler=sampler)
+        return model
+    config = model._compile_config.config
+    if not optimizer.built and _is_keras_hubs_default(config):
+        chosen = {name: config[name] for name in ("run_eagerly", "steps_per_execution")}
+        model.compile(sampler=sampler, jit_compile=config["jit_compile"], **chosen)
     else:
-        config = model._compile_config.config
         model._read_compiled(config["loss"], config.get("metrics"), config["weighted_metrics"])
     return model
+
+
+def _is_keras_hubs_default(compiled: dict[str, Any]) -> bool:
+    """Whether optimizer, loss and metrics are those of KerasHub's `compile` without arguments."""
+    optimizer, metrics = compiled["optimizer"], compiled["weighted_metrics"]
+    if compiled["metrics"] or compiled["loss_weights"] or not isinstance(metrics, list):
+        return False
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    accuracy = keras.metrics.SparseCategoricalAccuracy()
+    # A schedule may have no config, and is no number in any case.
+    return (
+        isinstance(optimizer.learning_rate, keras.Variable)
+        and _is_made_alike(optimizer, keras.optimizers.Adam(2e-5))
+        and _is_made_alike(compiled["loss"], loss)
+        and len(metrics) == 1
+        and _is_made_alike(metrics[0], accuracy)
+    )
+
+
+def _is_made_alike(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    # The name is numbered by how many there were before.
+    return {**one.get_config(), "name": None} == {**other.get_config(), "name": None}
 
 
 class Task(TextTraining, TextGeneration, AdaptedModel):

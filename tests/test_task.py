@@ -61,15 +61,48 @@ def test_the_default_learning_rate_is_by_what_trains_and_for_how_long():
     assert rate_of_eight_steps() == pytest.approx(1e-4)
 
 
-def test_what_was_compiled_before_adapt_is_kept():
-    model = keras_hub.models.CausalLM.from_preset(str(kerora.bundled_path("tiny_gemma")))
+def of_keras_hub():
+    return keras_hub.models.CausalLM.from_preset(str(kerora.bundled_path("tiny_gemma")))
+
+
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        {"optimizer": keras.optimizers.SGD(0.25)},
+        {"optimizer": keras.optimizers.AdamW(2e-5, weight_decay=0.01)},
+        {"optimizer": keras.optimizers.Adam(2e-5, global_clipnorm=1.0)},
+        {"loss": CROSS_ENTROPY(from_logits=True, reduction="sum")},
+        {"weighted_metrics": [keras.metrics.SparseTopKCategoricalAccuracy()]},
+    ],
+)
+def test_what_was_compiled_before_adapt_is_kept(compiled):
+    model = of_keras_hub()
     model.backbone.enable_lora(2)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=keras.optimizers.SGD(0.25), loss=loss)
+    model.compile(**compiled)
+    optimizer, loss = model.optimizer, model.loss
+    rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
     kerora.adapt(model)
     model.fit([SHORT] * 2, sequence_length=32, verbose=0)
-    assert isinstance(model.optimizer, keras.optimizers.SGD)
-    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == 0.25
+    assert model.optimizer is optimizer and model.loss is loss
+    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == rate
+    metrics = model.evaluate([SHORT], sequence_length=32, verbose=0, return_dict=True)
+    expected = compiled.get("weighted_metrics", [keras.metrics.SparseCategoricalAccuracy()])
+    assert {metric.name for metric in expected} <= metrics.keys()
+
+
+@pytest.mark.parametrize("arguments", [{}, {"sampler": "greedy"}, {"run_eagerly": True}])
+def test_what_keras_hub_compiled_by_itself_gives_way(arguments):
+    model = of_keras_hub()
+    model.compile(**arguments)
+    sampler = model.sampler
+    kerora.adapt(model)
+    assert isinstance(model.loss, kerora.TokenLoss)
+    assert model.optimizer.global_clipnorm == 1.0
+    assert model.sampler is sampler
+    assert model.run_eagerly == arguments.get("run_eagerly", False)
 
 
 def test_what_is_done_to_the_backbone_reaches_its_task():
