@@ -163,9 +163,17 @@ class Task(TextTraining, TextGeneration, AdaptedModel):
     def chat_template(self, template: str | None) -> None:
         self._chat_template = None if template is None else read_chat_template(template)
 
+    def get_config(self) -> dict[str, Any]:
+        known = {"source": self.source, "chat_template": self.chat_template}
+        return {**super().get_config(), **known}
+
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> keras.Model:
-        return adapt(super().from_config(config, custom_objects))
+        task = adapt(super().from_config(config, custom_objects))
+        # Files of before hold neither.
+        task.source = config.get("source")
+        task.chat_template = config.get("chat_template")
+        return task
 
     def save_to_preset(self, preset_dir: Any, **kwargs: Any) -> None:
         """Write a KerasHub preset that KerasHub itself loads, with or without kerora.

@@ -74,8 +74,15 @@ class TextTraining(StepModel):
         )
         self._read_compiled(loss, metrics, weighted_metrics)
 
+    def get_compile_config(self) -> dict[str, Any]:
+        config = super().get_compile_config()
+        return {**config, "default_rate": self._default_rate} if config else config
+
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        arguments = keras.saving.deserialize_keras_object(config)
+        default_rate = arguments.pop("default_rate", None)  # not in files of before
+        self.compile(**arguments)
+        self._default_rate = default_rate
         self.optimizer.build(self.trainable_variables)
 
     def _read_compiled(self, loss: Any, metrics: Any, weighted_metrics: Any) -> None:

@@ -105,6 +105,22 @@ def test_what_keras_hub_compiled_by_itself_gives_way(arguments):
     assert model.run_eagerly == arguments.get("run_eagerly", False)
 
 
+def test_a_keras_file_holds_template_source_and_whose_learning_rate_it_is(tmp_path):
+    model = kerora.from_preset("tiny_gemma", load_weights=False)
+    model.backbone.enable_lora(2)
+    model.chat_template = "chatml"
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert (loaded.source, loaded.chat_template) == ("tiny_gemma", model.chat_template)
+    losses = []
+    for task in (model, loaded):
+        options = {"epochs": 2, "sequence_length": 32, "verbose": 0}
+        losses.append(task.fit([SHORT], **options).history["loss"])
+        rate = float(keras.ops.convert_to_numpy(task.optimizer.learning_rate))
+        assert rate == pytest.approx(5e-4 * 4)  # two steps
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_what_is_done_to_the_backbone_reaches_its_task():
     model = kerora.from_preset("tiny_gemma")
 
