@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
 from kerora.adapters import adapter_configs
 from kerora.data import Batches, check_token_data, is_token_data
@@ -52,9 +52,11 @@ class TextTraining(StepModel):
             sampler: As in KerasHub. Default: the one that the model has, or KerasHub's own.
             **kwargs: As in `keras.Model.compile`.
         """
-        self._default_rate = FULL_LEARNING_RATE if optimizer == "auto" else None
-        if self._default_rate is not None:
-            optimizer = keras.optimizers.Adam(FULL_LEARNING_RATE, global_clipnorm=1.0)
+        self._default_rate = None
+        if optimizer == "auto":
+            rate = _number_that_nobody_types(FULL_LEARNING_RATE)
+            optimizer = keras.optimizers.Adam(rate, global_clipnorm=1.0)
+            self._default_rate = _learning_rate(optimizer)
         if loss == "auto":
             loss = TokenLoss()
         if weighted_metrics == "auto":
@@ -315,11 +317,24 @@ class TextTraining(StepModel):
 
     def _choose_learning_rate(self, steps: int | None) -> None:
         # A rate that was set by hand, or read from a checkpoint, stays.
-        rate = self._default_rate
-        if rate is not None and math.isclose(self.optimizer.learning_rate, rate, rel_tol=1e-6):
-            adapted = bool(adapter_configs(self))
-            self._default_rate = default_learning_rate(adapted=adapted, steps=steps)
-            self.optimizer.learning_rate = self._default_rate
+        if self._default_rate is None or self._default_rate != _learning_rate(self.optimizer):
+            return
+        rate = default_learning_rate(adapted=bool(adapter_configs(self)), steps=steps)
+        self.optimizer.learning_rate = _number_that_nobody_types(rate)
+        self._default_rate = _learning_rate(self.optimizer)
+
+    def keep_learning_rate(self) -> None:
+        """Take the learning rate in use for every later `fit`, also where kerora chose it."""
+        self._default_rate = None
+
+
+def _number_that_nobody_types(rate: float) -> float:
+    """The next float32, so that a rate that was set by hand is told from one that kerora chose."""
+    return float(np.nextafter(np.float32(rate), np.float32(1)))
+
+
+def _learning_rate(optimizer: keras.optimizers.Optimizer) -> float:
+    return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
 
 
 def _warn_of_chat_template(task: Any, batches: Batches) -> None:

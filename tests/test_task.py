@@ -61,6 +61,15 @@ def test_the_default_learning_rate_is_by_what_trains_and_for_how_long():
     assert rate_of_eight_steps() == pytest.approx(1e-4)
 
 
+@pytest.mark.parametrize("rate", [2e-5, 1e-4])
+def test_a_learning_rate_set_by_hand_is_kept(rate):
+    model = kerora.from_preset("tiny_gemma", load_weights=False)
+    model.backbone.enable_lora(2)
+    model.optimizer.learning_rate = rate
+    model.fit([SHORT], sequence_length=32, verbose=0)
+    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == pytest.approx(rate)
+
+
 def of_keras_hub():
     return keras_hub.models.CausalLM.from_preset(str(kerora.bundled_path("tiny_gemma")))
 

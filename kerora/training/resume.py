@@ -74,6 +74,8 @@ def fit_steps(
     truncate_metrics(folder / "metrics.jsonl", start)
     if checkpoint:
         batches = batches.starting_at(checkpoint.data_state)
+    if start and hasattr(model, "keep_learning_rate"):
+        model.keep_learning_rate()  # chosen for the whole run, and not for the steps that are left
     if start >= steps:
         model.optimizer.finalize_variable_values(model.trainable_variables)
         return start

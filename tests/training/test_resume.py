@@ -55,6 +55,21 @@ def test_an_interrupted_run_ends_like_a_whole_one(uninterrupted, tmp_path):
     assert [line["step"] for line in lines if "val_loss" in line] == [5, 10, STEPS]
 
 
+def test_the_default_learning_rate_is_chosen_once_for_the_whole_run(tmp_path):
+    def by_default():
+        task = model()
+        task.compile()
+        return task
+
+    whole, parts = by_default(), by_default()
+    fit_steps(whole, batches(), 5, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="crash"):
+        crash = {"callbacks": [Crash(2)], "checkpoint_steps": 1}
+        fit_steps(parts, batches(), 5, tmp_path / "parts", **crash)
+    assert fit_steps(parts, batches(), 5, tmp_path / "parts") == 1
+    assert_same_values(values(parts), values(whole))
+
+
 def test_the_log_tells_rate_tokens_and_own_loss(uninterrupted):
     lines = [line for line in uninterrupted[1] if "loss" in line]
     schedule = optimizer()._learning_rate
