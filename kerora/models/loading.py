@@ -15,6 +15,7 @@ import numpy as np
 
 from kerora.json_file import read_json_object, read_text
 from kerora.lazy_tensorflow import tensorflow_stood_in_for
+from kerora.models.added_tokens import append_added_tokens
 from kerora.models.config_check import check_config, most_values
 from kerora.models.converters import (
     causal_lm,
@@ -24,6 +25,7 @@ from kerora.models.converters import (
     preset_file,
     read_config,
     source_places,
+    text_config,
 )
 from kerora.models.errors import ModelSourceError, told_of_source
 from kerora.models.gguf_model import as_huggingface_folder, gguf_chat_template, is_gguf
@@ -335,6 +337,7 @@ def _load_huggingface(
         task = causal_lm(name, config, backbone, **given)
     if "preprocessor" not in kwargs:
         mend_tokenizer(task.preprocessor.tokenizer, name)
+        append_added_tokens(task.preprocessor.tokenizer, name, text_config(config))
     return task
 
 

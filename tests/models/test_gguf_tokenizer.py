@@ -1,7 +1,6 @@
 """That the tokenizer of a GGUF file gives the ids of the tokenizer that it was made from."""
 
 import inspect
-import io
 import json
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tokenizers
+from tiny_sentencepiece import CORPUS, GEMMA, TEXTS, trained_sentencepiece
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from benchmarks.tiny_gguf import tiny_gguf
@@ -24,20 +24,6 @@ pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="a tokenizer does not depend on the backend"
 )
-
-TEXTS = [
-    "It's 2024:\n\n  1,234.5 naïve cafés —\t東京\r\nλx → 🙂 you'LL  \n see_me",
-    "Once upon a time there was a cat. It sat on 3 mats, and ate 12345 mice.",
-    " leading, trailing ",
-    "",
-]
-CORPUS = [
-    *TEXTS,
-    "the cat sat on the mat and the dog sat on the log",
-    "naïve café 東京 2024 2025",
-    "ना ना नि नि",
-] * 5
-
 
 QWEN35_MARKS = ("vision_start", "vision_end", "image_pad", "video_pad")
 
@@ -141,24 +127,7 @@ def test_byte_level_ids(name, split, pattern, special, tmp_path):
 
 def sentencepiece(marks=("<turn>",), **options):
     """A small trained SentencePiece model, and its vocabulary as a GGUF file holds it."""
-    import sentencepiece
-
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS),
-        model_writer=written,
-        model_type="bpe",
-        vocab_size=400,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        split_digits=True,
-        character_coverage=0.98,
-        user_defined_symbols=list(marks),
-        minloglevel=2,
-        **options,
-    )
-    model = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    model = trained_sentencepiece(marks, **options)
     tokens = [model.id_to_piece(index) for index in range(model.get_piece_size())]
 
     def kind(index):
@@ -183,15 +152,6 @@ def sentencepiece(marks=("<turn>",), **options):
     return model, vocabulary
 
 
-GEMMA = {
-    "add_dummy_prefix": False,
-    "pad_id": 0,
-    "eos_id": 1,
-    "bos_id": 2,
-    "unk_id": 3,
-    "bos_piece": "<bos>",
-    "eos_piece": "<eos>",
-}
 GEMMA3N_MARKS = (
     *("<start_of_turn>", "<end_of_turn>", "<mask>", "[multimodal]"),
     *("<image_soft_token>", "<start_of_image>", "<end_of_image>"),
