@@ -6,7 +6,8 @@ KerasHub keeps them private: this file and `weight_loading.py` alone reach for t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -108,13 +109,20 @@ def _default_dtype(dtype: Any) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def causal_lm(source: str, config: dict[str, Any], backbone: keras.Model, **kwargs: Any) -> Any:
+def causal_lm(
+    source: str,
+    config: dict[str, Any],
+    backbone: keras.Model,
+    make_tokenizer: Callable[[Any], Any] | None = None,
+    **kwargs: Any,
+) -> Any:
     """The causal language model around a backbone, with the folder's tokenizer.
 
     Args:
         source: The folder or handle that the tokenizer is read from.
         config: Its completed `config.json`.
         backbone: The backbone.
+        make_tokenizer: Makes the tokenizer, given its class. Default: KerasHub's converter does.
         **kwargs: `preprocessor` (None for none) and what the task's constructor takes.
 
     Raises:
@@ -129,8 +137,31 @@ def causal_lm(source: str, config: dict[str, Any], backbone: keras.Model, **kwar
             f"KerasHub has no causal language model of type '{config['model_type']}'. Its "
             "backbone alone is loaded by `kerora.models.loading.load_backbone`."
         )
+    if make_tokenizer is not None:
+        loader.load_tokenizer = make_tokenizer
     with told_of_source(f"KerasHub cannot make a task, with its tokenizer, of '{source}'"):
         return loader.load_task(kind, False, False, backbone=backbone, **kwargs)
+
+
+def sentencepiece_proto(fields: dict[str, Any]) -> bytes:
+    """The SentencePiece model that a `tokenizer.json` of pieces and merges was made from.
+
+    Args:
+        fields: The contents of the file.
+    """
+    from keras_hub.src.utils.transformers import convert_gemma3
+
+    schema: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+    proto = schema.ModelProto.FromString(convert_gemma3._build_sentencepiece_proto(fields))
+    # KerasHub's function is written for Gemma, which puts no space before a text.
+    steps = [fields.get("normalizer") or {}, fields.get("pre_tokenizer") or {}]
+    steps += [part for step in steps for part in step.get("normalizers", ())]
+    proto.normalizer_spec.add_dummy_prefix = any(
+        step["type"] == "Prepend" or step.get("prepend_scheme") in ("first", "always")
+        for step in steps
+        if step
+    )
+    return proto.SerializeToString()
 
 
 def converter_of_type(model_type: str) -> ModuleType:

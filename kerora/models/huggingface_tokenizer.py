@@ -45,6 +45,8 @@ def mend_tokenizer(tokenizer: Any, source: str, name: str = "tokenizer.json") ->
     tokenizer._tokenizer = own
     tokenizer.cache = None  # KerasHub makes its tables for TensorFlow when there is none
     tokenizer._set_vocabulary_and_merges_tf = _refuse_tensorflow
+    # In KerasHub's vocabulary it may have the name that KerasHub asks for.
+    tokenizer.end_token = own.id_to_token(tokenizer.end_token_id) or tokenizer.end_token
 
 
 def is_mended(tokenizer: Any) -> bool:
@@ -61,7 +63,8 @@ def mistral_preprocessor(source: str) -> keras_hub.models.MistralCausalLMPreproc
         source: A Hugging Face folder or handle of a Mistral.
 
     Returns:
-        None where `tokenizer.json` is missing, or `tokenizer.model` or `tekken.json` is there.
+        None where `tokenizer.json` is missing or holds the pieces of SentencePiece, or where
+        `tokenizer.model` or `tekken.json` is there.
 
     Raises:
         ModelSourceError: If `tokenizer.json` cannot be read, or lacks tokens that KerasHub needs.
@@ -72,10 +75,7 @@ def mistral_preprocessor(source: str) -> keras_hub.models.MistralCausalLMPreproc
     with told_of_source(f"'{path}' cannot be read as a tokenizer of Mistral's"):
         fields = read_json_object(path, ModelSourceError)
         if fields["model"].get("byte_fallback"):
-            raise ModelSourceError(
-                f"'{path}' is a SentencePiece vocabulary as BPE, which KerasHub's tokenizer for "
-                "Mistral reads from `tokenizer.model` alone. Fetch that file too."
-            )
+            return None
         merges = fields["model"]["merges"]
         tokenizer = keras_hub.tokenizers.MistralTekkenTokenizer(
             vocabulary=tokenizers.Tokenizer.from_file(path).get_vocab(with_added_tokens=True),

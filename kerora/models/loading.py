@@ -28,6 +28,7 @@ from kerora.models.converters import (
     text_config,
 )
 from kerora.models.errors import ModelSourceError, told_of_source
+from kerora.models.folder_tokenizers import tokenizer_maker
 from kerora.models.gguf_model import as_huggingface_folder, gguf_chat_template, is_gguf
 from kerora.models.huggingface_configs import complete_config
 from kerora.models.huggingface_fixes import constructor_arguments, mend_layers
@@ -328,13 +329,14 @@ def _load_huggingface(
             f"'{name}' holds no tokenizer (tokenizer.json or tokenizer.model). Pass "
             "`preprocessor=None` to load the model alone."
         )
-    given = dict(kwargs)
+    given, maker = dict(kwargs), None
     # The tokenizer is mended below, and its tables for TensorFlow would be those of another.
     with tensorflow_stood_in_for("lookup"):
-        if config["model_type"] == "mistral" and "preprocessor" not in kwargs:
-            tekken = mistral_preprocessor(name)
+        if "preprocessor" not in kwargs:
+            maker = tokenizer_maker(name, config["model_type"])
+            tekken = mistral_preprocessor(name) if config["model_type"] == "mistral" else None
             given |= {} if tekken is None else {"preprocessor": tekken}
-        task = causal_lm(name, config, backbone, **given)
+        task = causal_lm(name, config, backbone, maker, **given)
     if "preprocessor" not in kwargs:
         mend_tokenizer(task.preprocessor.tokenizer, name)
         append_added_tokens(task.preprocessor.tokenizer, name, text_config(config))

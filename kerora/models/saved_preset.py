@@ -36,6 +36,7 @@ def saved_completely(task: keras_hub.models.CausalLM) -> Iterator[None]:
     with (
         _with_config(task.backbone, complete_backbone_config(task.backbone)),
         _with_own_marks(tokenizer),
+        _with_no_start(task.preprocessor, tokenizer),
     ):
         yield
 
@@ -58,7 +59,9 @@ def _with_own_marks(tokenizer: Any) -> Iterator[None]:
     if not isinstance(tokenizer, keras_hub.tokenizers.Llama3Tokenizer):
         yield
         return
-    marks = {"bos_token": tokenizer.start_token, "eos_token": tokenizer.end_token}
+    marks = {"eos_token": tokenizer.end_token}
+    # Where there is none, KerasHub asks for one all the same.
+    marks["bos_token"] = tokenizer.start_token or tokenizer.end_token
     vocabulary = tokenizer.vocabulary
     tokenizer.vocabulary = _with_asked_for(vocabulary, type(tokenizer)(**marks).special_tokens)
     try:
@@ -66,6 +69,16 @@ def _with_own_marks(tokenizer: Any) -> Iterator[None]:
             yield
     finally:
         tokenizer.vocabulary = vocabulary
+
+
+@contextlib.contextmanager
+def _with_no_start(preprocessor: Any, tokenizer: Any) -> Iterator[None]:
+    is_llama = isinstance(tokenizer, keras_hub.tokenizers.Llama3Tokenizer)
+    if not is_llama or tokenizer.start_token is not None:
+        yield
+        return
+    with _with_config(preprocessor, preprocessor.get_config() | {"add_start_token": False}):
+        yield
 
 
 def _with_asked_for(vocabulary: dict[str, int], tokens: list[str]) -> dict[str, int]:

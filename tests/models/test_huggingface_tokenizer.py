@@ -8,10 +8,9 @@ import keras_hub
 import numpy as np
 import pytest
 from backends import once
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tiny_byte_pair import TEXTS, byte_pair_folder
 
 from benchmarks.tiny_logits import keras_logits
-from benchmarks.tiny_transformers import tiny_transformers
 from kerora import from_preset
 from kerora.data.tokenization import TextTokenizer
 from kerora.models.errors import ModelSourceError
@@ -23,23 +22,13 @@ pytest.importorskip("torch")
 pytestmark = once
 
 REAL, DATA = os.environ.get("KERORA_REAL_MODELS"), os.environ.get("KERORA_REAL_DATA")
-TEXTS = [
-    "In 1819:\n\nfish  or rope?\n",
-    "it's  2025,\t\ntwo\n\n\nlines",
-    "DON'T 12 34567",
-    "größer 東京",
-]
-SPLITS = {
-    "smollm2": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)],
-    "gpt2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
-}
 
 
 @pytest.mark.parametrize(
     ("family", "split"), [("llama", "smollm2"), ("llama", "gpt2"), ("qwen2", "gpt2")]
 )
 def test_ids_are_those_of_transformers(family, split, tmp_path):
-    reference = _folder(family, split, tmp_path)
+    reference = byte_pair_folder(family, split, tmp_path)
     model = load_task(tmp_path)
     expected = [reference(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     assert [
@@ -52,7 +41,7 @@ def test_ids_are_those_of_transformers(family, split, tmp_path):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_a_preset_gives_the_same_tokens_and_logits(family, tmp_path):
-    _folder(family, "smollm2", tmp_path / "hf", tie_word_embeddings=True)
+    byte_pair_folder(family, "smollm2", tmp_path / "hf", tie_word_embeddings=True)
     model = from_preset(tmp_path / "hf")
     with pytest.warns(UserWarning, match="splits text into words"):
         model.save_to_preset(tmp_path / "keras")
@@ -69,7 +58,7 @@ def test_a_preset_gives_the_same_tokens_and_logits(family, tmp_path):
 
 
 def test_a_preset_is_saved_again(tmp_path):
-    _folder("llama", "smollm2", tmp_path / "hf")
+    byte_pair_folder("llama", "smollm2", tmp_path / "hf")
     model = from_preset(tmp_path / "hf")
     for name in ("first", "second"):
         with pytest.warns(UserWarning, match="splits text into words"):
@@ -91,7 +80,7 @@ def test_real_texts_become_the_ids_of_transformers(name):
 
 
 def test_other_ids_inside_a_tensorflow_pipeline_are_refused(tmp_path):
-    _folder("llama", "gpt2", tmp_path)
+    byte_pair_folder("llama", "gpt2", tmp_path)
     tokenizer = load_task(tmp_path).preprocessor.tokenizer
     texts = pytest.importorskip("tensorflow").data.Dataset.from_tensor_slices(TEXTS)
     with pytest.raises(Exception, match=r"cannot run inside tf\.data"):  # a class made on the fly
@@ -99,7 +88,7 @@ def test_other_ids_inside_a_tensorflow_pipeline_are_refused(tmp_path):
 
 
 def test_a_damaged_tokenizer_is_named(tmp_path):
-    _folder("llama", "gpt2", tmp_path)
+    byte_pair_folder("llama", "gpt2", tmp_path)
     settings = json.loads((tmp_path / "tokenizer.json").read_text())
     settings["pre_tokenizer"] = {"type": "Unheard"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
@@ -109,22 +98,3 @@ def test_a_damaged_tokenizer_is_named(tmp_path):
 
 def _ids(model, texts=TEXTS):
     return [np.asarray(model.preprocessor.tokenizer(text)).tolist() for text in texts]
-
-
-def _folder(family, split, folder, **fields):
-    """A model's folder with a tokenizer of this split; the tokenizer as transformers has it."""
-    tiny_transformers(family, folder, vocab_size=400, **fields)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(SPLITS[split])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<pad>", "<s>", "</s>", "<|endoftext|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXTS * 20 + ["\n\n12 12 34 fish rope"] * 20, trainer)
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-    fast.save_pretrained(folder)
-    return fast
