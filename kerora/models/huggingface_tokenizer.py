@@ -16,12 +16,14 @@ import tokenizers
 from kerora.json_file import read_json_object
 from kerora.models.converters import preset_file
 from kerora.models.errors import ModelSourceError, told_of_source
+from kerora.models.two_file_tokenizer import two_file_tokenizer
 
 _KERAS_HUB_READS = ("tokenizer.model", "tekken.json")
 
 
 def mend_tokenizer(tokenizer: Any, source: str, name: str = "tokenizer.json") -> None:
-    """Have a KerasHub tokenizer give the ids that the folder's own `tokenizer.json` gives.
+    """Have a KerasHub tokenizer give the ids that the folder's own `tokenizer.json` gives, or where
+    it has none, its `vocab.json` and `merges.txt`.
 
     Start and end tokens stay the preprocessor's. A SentencePiece tokenizer is left as it is. Inside
     `tf.data`, where KerasHub would split words in its own way, the tokenizer refuses to work.
@@ -29,16 +31,21 @@ def mend_tokenizer(tokenizer: Any, source: str, name: str = "tokenizer.json") ->
     Args:
         tokenizer: A KerasHub tokenizer that was converted from `source`.
         source: A Hugging Face folder or handle; or a preset's.
-        name: Where the file lies in it. Where there is none, nothing is changed.
+        name: Where the file lies in it. Where there are none, nothing is changed.
 
     Raises:
         ModelSourceError: If the file cannot be read.
     """
-    path = preset_file(source, name)
-    if path is None or getattr(tokenizer, "_tokenizer", None) is None:
+    if getattr(tokenizer, "_tokenizer", None) is None:
         return
-    with told_of_source(f"'{path}' cannot be read as a tokenizer"):
-        own = tokenizers.Tokenizer.from_file(path)
+    path = preset_file(source, name)
+    if path is not None:
+        with told_of_source(f"'{path}' cannot be read as a tokenizer"):
+            own = tokenizers.Tokenizer.from_file(path)
+    elif name == "tokenizer.json" and (found := two_file_tokenizer(source)) is not None:
+        own = found
+    else:
+        return
     own.post_processor = tokenizers.processors.Sequence([])
     own.no_truncation()
     own.no_padding()
