@@ -10,6 +10,7 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | `rope_parameters` (Llama 3 scaling) | Llama, when written by transformers 5 |
 | `rope_parameters` (YaRN) | GPT-OSS, when written by transformers 5 |
 | `rope_theta` | Gemma, Gemma 2, Gemma 3 |
+| `rope_type` other than linear, a `factor` of the default one | Gemma 3: refused |
 | `query_pre_attn_scalar` | Gemma 2, Gemma 3 (always taken as `head_dim`) |
 | `use_sliding_window` | Qwen 2, Qwen 3 and their MoE forms: refused |
 | `tie_word_embeddings` | Qwen 2 MoE |
@@ -139,6 +140,8 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
     if family.startswith(("qwen", "smollm")) and text.get("use_sliding_window"):
         raise inexpressible(family, "use_sliding_window", True, False)
     arguments: dict[str, Any] = {"layer_norm_epsilon": text.get("rms_norm_eps", 1e-6)}
+    if family in ("gemma3", "gemma3_text"):
+        _check_gemma3_rotary(family, text)
     if family in _ROTARY:
         arguments.update(_rotary_arguments(family, _rope(text)))
     if family in ("qwen2_moe", "qwen3_moe"):
@@ -260,6 +263,18 @@ def _check_rotary(family: str, rope: dict[str, Any], kind: str) -> None:
     for field, value in (("rope_type", kind), ("factor", 1.0)):
         if rope.get(field, value) != value:
             raise inexpressible(family, field, rope[field], repr(value))
+
+
+def _check_gemma3_rotary(family: str, text: dict[str, Any]) -> None:
+    by_type = text.get("rope_parameters") or {}
+    parts = (by_type.get("full_attention"), by_type.get("sliding_attention"))
+    for rope in (text.get("rope_scaling"), *parts):
+        kind = _rope({"rope_parameters": rope})["rope_type"]
+        if kind not in ("default", "linear"):
+            raise inexpressible(family, "rope_type", kind, "'default' or 'linear'")
+        if kind == "default":
+            # KerasHub divides by it whatever the type is.
+            _check_rotary(family, rope or {}, kind)
 
 
 def _yarn_factor(family: str, rope: dict[str, Any]) -> float:
