@@ -26,6 +26,7 @@ from kerora.adapters.config import LoraConfig
 from kerora.adapters.errors import AdapterError
 from kerora.adapters.factorization import layer_kernel_shape
 from kerora.adapters.targets import sublayers
+from kerora.interchange.base_tables import check_table
 from kerora.interchange.contents import AdapterContents
 from kerora.interchange.factors import (
     by_layer,
@@ -35,6 +36,7 @@ from kerora.interchange.factors import (
     layer_rank,
 )
 from kerora.interchange.fingerprint import preset_difference
+from kerora.interchange.layer_names import NamedLayer
 from kerora.interchange.merge_changes import BLOCK, another_base
 from kerora.interchange.other_heads import check_loadable
 from kerora.interchange.peft import biases_in_file, layers_in_file
@@ -93,6 +95,8 @@ class PresetMerge:
         self.sums: dict[str, _Sum] = plan.sums
         self.biases: dict[str, list[_Part]] = plan.biases
         self._check_stored(plan.shapes)
+        if not force:
+            self._check_tables(contents, plan.tables)
 
     @property
     def changes(self) -> set[str]:
@@ -151,6 +155,17 @@ class PresetMerge:
         if missing:
             raise ModelSourceError(f"'{self.base}' stores no weight '{sorted(missing)[0]}'.")
 
+    def _check_tables(self, contents: AdapterContents, tables: dict[str, NamedLayer]) -> None:
+        for stored, path in self._stored(tables):
+            dtype = _dtype(stored)
+
+            def read(
+                start: int, stop: int, stored: h5py.Dataset = stored, dtype: np.dtype = dtype
+            ) -> np.ndarray:
+                return np.asarray(stored[start:stop]).view(dtype).astype("float32")
+
+            check_table(contents, tables[path], read)
+
     def _check_base(self, contents: AdapterContents, plan: _Plan) -> None:
         def read(variable_path: str, index: tuple[int, ...]) -> float | None:
             path = plan.stored_as.get(variable_path)
@@ -193,6 +208,7 @@ class _Plan:
         sums: Deltas, by the HDF5 path of the kernel.
         biases: New values and which of a bias they are, by the HDF5 path of the bias.
         shapes: Shape of each of these.
+        tables: The layer of each kernel that is a table, by its HDF5 path.
         stored_as: HDF5 path of each variable, by the variable's path.
         backbone: Name of the model's class.
     """
@@ -203,6 +219,7 @@ class _Plan:
         self.sums: dict[str, _Sum] = {}
         self.biases: dict[str, list[_Part]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.tables: dict[str, NamedLayer] = {}
         self.stored_as: dict[str, str] = {}
         self.backbone = ""
         _build_without_values(base, lambda backbone: self._read(backbone, contents, check_base))
@@ -245,11 +262,11 @@ class _Plan:
             path = f"{paths[id(layer)]}/0"
             config = LoraConfig(rank=rank, alpha=rank)
             self.sums[path] = _Sum(join, *layer_factors(contents, named, modules, config))
-            self.shapes[path] = (
-                (layer.input_dim, layer.output_dim)
-                if named[0].is_embedding
-                else layer_kernel_shape(layer)
-            )
+            if named[0].is_embedding:
+                self.tables[path] = named[0]
+                self.shapes[path] = (layer.input_dim, layer.output_dim)
+            else:
+                self.shapes[path] = layer_kernel_shape(layer)
 
 
 def _build_without_values(base: Path, read: Callable[[keras.Model], None]) -> None:

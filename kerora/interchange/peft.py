@@ -22,6 +22,7 @@ from kerora.adapters.errors import no_adapter
 from kerora.adapters.host import get_adapter, is_host
 from kerora.adapters.targets import select
 from kerora.interchange.atomic_folder import replaced_folder
+from kerora.interchange.base_tables import check_tables_of_model
 from kerora.interchange.contents import PREFIX, TENSOR_FILE, AdapterContents, inspect_adapter
 from kerora.interchange.factors import (
     by_layer,
@@ -167,6 +168,8 @@ def load_adapter(
     contents = without(model, contents, leave_out)
     check_loadable(contents)
     layers = layers_in_file(model, contents)
+    if not force:
+        check_tables_of_model(contents, layers)
     biases = biases_in_file(model, contents)
     template = adapter_chat_template(contents)
     config = _lora_config(model, contents, layers)
