@@ -322,7 +322,7 @@ def _load_huggingface(
     if tensors is None:
         tensors = FolderTensors(source_places(name))
     config = _checked_config(name, tensors)
-    check_language_model(name, config["model_type"])
+    check_language_model(name, config)
     backbone = _load_huggingface_backbone(name, config, tensors, dtype, load_weights)
     if "preprocessor" not in kwargs and not _has_tokenizer(name):
         raise ModelSourceError(

@@ -4,7 +4,10 @@ model, and why."""
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
+from kerora.json_file import shown
+from kerora.models.converters import text_config
 from kerora.models.errors import ModelSourceError
 
 _WHOLE = (
@@ -28,17 +31,34 @@ _REFUSED = {
 }
 
 
-def check_language_model(source: str, model_type: str) -> None:
-    """Refuse a model of which no language model can be loaded alone.
+_UNHEEDED = ("use_bidirectional_attention", "gemma2")
+
+
+def check_language_model(source: str, config: dict[str, Any]) -> None:
+    """Refuse a model of which no language model can be loaded alone, or that reads its text in both
+    directions.
 
     Args:
         source: The folder or handle, for the message.
-        model_type: The type that its `config.json` gives.
+        config: Its `config.json`.
 
     Raises:
         ModelSourceError: If it is one.
     """
-    _refuse(source, model_type, {**_INSEPARABLE, **_REFUSED})
+    _refuse(source, config["model_type"], {**_INSEPARABLE, **_REFUSED})
+    text = text_config(config)
+    for field, causal in (
+        ("is_causal", (None, True)),
+        # "vision": the tokens of one image see each other, and no text does.
+        ("use_bidirectional_attention", (None, False, "vision")),
+    ):
+        # Gemma 2 has the latter too, and reads forwards in `transformers` whatever it says.
+        if text.get(field) not in causal and (field, text.get("model_type")) != _UNHEEDED:
+            raise ModelSourceError(
+                f"'{source}' reads its text in both directions (`{field}`: {shown(text[field])}) "
+                "as embedding models do, and a causal language model forwards alone. Loaded "
+                "regardless, it would give other answers."
+            )
 
 
 def check_backbone(source: str, model_type: str, checked: Collection[str]) -> None:

@@ -196,6 +196,32 @@ def test_a_model_that_is_none_without_images_is_refused_by_name(model_type, reas
         load_task(tmp_path, preprocessor=None)
 
 
+@pytest.mark.parametrize(
+    ("family", "field", "value"),
+    [
+        ("qwen2", "is_causal", False),
+        ("gpt2", "is_causal", False),
+        ("gemma4", "use_bidirectional_attention", "all"),
+        ("gemma3", "use_bidirectional_attention", True),
+        ("gemma", "use_bidirectional_attention", True),
+    ],
+)
+def test_a_model_that_reads_in_both_directions_is_refused(family, field, value, tmp_path):
+    causal = tiny_transformers(family, tmp_path)
+    both = tiny_transformers(family, tmp_path, **{field: value})
+    for model in (causal, both):
+        model.set_attn_implementation("sdpa")  # the default
+    # The first token sees nothing, or all that follows.
+    assert np.abs(torch_logits(both) - torch_logits(causal))[0, 0].max() > 0.01
+    with pytest.raises(ModelSourceError, match="reads its text in both directions"):
+        load_task(tmp_path, preprocessor=None)
+
+
+def test_images_that_are_read_in_both_directions_are_no_text(tmp_path):
+    tiny_transformers("gemma4", tmp_path, use_bidirectional_attention="vision")
+    load_task(tmp_path, preprocessor=None, load_weights=False)
+
+
 @pytest.mark.parametrize("load", [load_backbone, load_task])
 def test_a_model_that_drafts_for_another_is_refused_by_name(load, tmp_path):
     # `transformers` can make no tiny one either: a layer must have some layer's keys and values.
