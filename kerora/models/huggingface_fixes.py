@@ -28,6 +28,7 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | `sliding_window` | T5Gemma (none in the encoder, one wider in the decoder) |
 | `token_dropout`, `rope_theta`, and the mask of padding | ESM |
 | `position_embedding_type` other than rotary | ESM: refused |
+| `scale_embedding`, `decoder_attention_heads` other than the encoder's | BART: refused |
 | fields in which encoder and decoder differ | T5Gemma, T5Gemma 2: refused |
 | `rope_theta` of full attention, the encoder's `sliding_window`, `eoi_embedding` | T5Gemma 2 |
 | `attn_logit_softcapping`, rotary scaling other than linear | T5Gemma 2: refused |
@@ -48,6 +49,7 @@ import keras
 from kerora.adapters.targets import sublayers
 from kerora.models.converters import text_config
 from kerora.models.errors import inexpressible
+from kerora.models.huggingface_bart import check_bart
 from kerora.models.huggingface_blip2 import check_blip2, mend_blip2
 from kerora.models.huggingface_esm import esm_arguments, mend_esm
 from kerora.models.huggingface_gemma3n import mend_gemma3n
@@ -94,6 +96,7 @@ _ACTIVATIONS = {
 _IMAGE_FIELDS = {"qkv_bias": True, "use_swiglu_ffn": False}
 _DEFAULT_THETA = 10_000.0
 _CHECKS = {
+    "bart": check_bart,
     "blip-2": check_blip2,
     "metaclip_2": check_metaclip2,
     "swin": check_swin,

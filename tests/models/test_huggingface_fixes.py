@@ -76,6 +76,15 @@ def test_a_backbone_of_another_activation_is_refused(name, field, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("field", "value"), [("scale_embedding", True), ("decoder_attention_heads", 2)]
+)
+def test_what_bart_layers_cannot_express_is_refused(field, value, tmp_path):
+    tiny_transformers("bart", tmp_path, **{field: value})
+    with pytest.raises(ModelSourceError, match=f"`{field}`"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("part", "field", "value"),
     [
         ("encoder", "attn_logit_softcapping", 7.0),
