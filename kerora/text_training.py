@@ -217,7 +217,7 @@ class TextTraining(StepModel):
             validation_data = self._validation_batches(
                 validation_data, options, validation_batch_size or batch_size
             )
-            validation_steps = validation_steps or validation_data.steps_per_epoch
+            validation_steps = validation_steps or validation_data.count_steps()
             validation_data = validation_data.repeat()
         steps_per_epoch = steps_per_epoch or batches.steps_per_epoch
         self._choose_learning_rate(steps_per_epoch * (epochs - initial_epoch))
@@ -288,7 +288,7 @@ class TextTraining(StepModel):
         try:
             if isinstance(x, Batches):
                 check_text_loss(self.loss)
-                steps = steps or x.steps_per_epoch
+                steps = steps or x.count_steps()
                 return keras.Model.evaluate(self, x.repeat(), steps=steps, **kwargs)
             if x is not None:
                 check_token_data(x, tokenizer=self.preprocessor is not None)

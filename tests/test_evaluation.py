@@ -67,6 +67,23 @@ def test_the_logs_of_keras_are_means_over_tokens(on_logits):
     assert abs(of_batches.mean() - expected) > 1e-3 * expected  # which Keras would have reported
 
 
+def test_an_evaluation_is_one_epoch_of_unlike_windows(monkeypatch):
+    monkeypatch.setattr("kerora.data.windows._MOST_ROWS", 8)
+    model, _ = small_model_and_batches()
+    model.compile(keras.optimizers.SGD(0.0))
+    shortest_first = [{"prompt": "p", "response": "word " * n} for n in range(1, 17)]
+    for rows in (shortest_first, shortest_first[::-1]):
+
+        def batches(rows=rows):
+            settings = {"sequence_length": 96, "batch_size": 2, "shuffle": False}
+            return make_batches(rows, ByteTokenizer(), **settings)
+
+        evaluated = model.evaluate(batches(), verbose=0, return_dict=True)
+        history = model.fit(batches(), validation_data=batches(), verbose=0).history
+        losses = [evaluated["loss"], *history["loss"], *history["val_loss"]]
+        np.testing.assert_allclose(losses, score_tokens(model, batches()).loss, rtol=1e-5)
+
+
 def test_a_loss_over_positions_stays_keras_own():
     model, batches = small_model_and_batches()
     losses, _, weights = by_the_formula(model, batches)

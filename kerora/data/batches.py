@@ -198,10 +198,22 @@ class Batches(grain.IterDataset):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in an epoch: exact once all windows were read, estimated from the rest before.
+        """Batches in an epoch, as `fit` wants it.
 
-        Data of one window (up to 16,384 rows) is read here, so its number is exact.
+        Of shuffled data exact once all windows were read, and estimated from the rest before; data
+        of one window (up to 16,384 rows) is read here. Data in its own order is counted through:
+        sorted by length, say, its windows are unlike.
         """
+        return self._estimated_steps() if self._shuffle else self.count_steps()
+
+    def count_steps(self) -> int:
+        """Batches in an epoch, exactly. What was not read yet is read, which takes time."""
+        for window in range(len(self._row_numbers)):
+            if self._window_batches(window) is None:
+                self._loader.get(window)
+        return max(1, sum(self._known_batches()))
+
+    def _estimated_steps(self) -> int:
         known = self._known_batches()
         if not known:
             self._loader.get(0)
@@ -228,7 +240,7 @@ class Batches(grain.IterDataset):
             supervised_tokens=total.supervised_tokens,
             packed_rows=total.packed_rows,
             fill=total.tokens / positions if positions else 0.0,
-            steps_per_epoch=self.steps_per_epoch,
+            steps_per_epoch=self._estimated_steps(),
             complete=len(self._known_batches()) == len(self._row_numbers),
         )
 

@@ -141,6 +141,16 @@ def test_steps_per_epoch_are_exact_for_one_window_and_near_for_more(small_window
         assert batches.report().complete
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("longest_first", [False, True])
+def test_steps_are_counted_where_windows_are_unlike(small_windows, shuffle, longest_first):
+    data = sorted(texts(300), key=len, reverse=longest_first)
+    batches = make(data, shuffle=shuffle)
+    if not shuffle:
+        assert make(data, shuffle=False).steps_per_epoch == sum(1 for _ in batches)
+    assert batches.repeat().count_steps() == sum(1 for _ in make(data, shuffle=shuffle))
+
+
 def test_the_report_counts():
     data = [{"prompt": "p" * 9, "response": "r" * 9}] * 8
     data += [{"prompt": "p" * 99, "response": "r"}, {"prompt": "p", "response": "r" * 99}]
