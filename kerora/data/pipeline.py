@@ -9,7 +9,7 @@ from kerora.data.batches import Batches
 from kerora.data.encoding import Encoder, TrainOn
 from kerora.data.errors import DataError
 from kerora.data.row_cache import FEWEST_ROWS, RowCache
-from kerora.data.sources import ColumnSource, Source, open_source
+from kerora.data.sources import ColumnSource, Source, by_position, open_source
 from kerora.data.windows import WindowReader
 
 
@@ -43,7 +43,8 @@ def make_batches(
         train_on: `"response"` learns the response alone where a row has one, `"all"` every token.
         template: Layout of rows; see `Encoder`.
         chat_template: Of conversations; see `Encoder`.
-        y: Responses to `data`, which then holds the prompts; each a list of strings.
+        y: Responses to `data`, which then holds the prompts; each a list of strings, or a column of
+            a pandas table.
         sample_weight: The weight of each row's loss, `(rows,)`.
         class_weight: Factors for the loss on labels, by token id.
         shuffle: Whether the order is random; False for validation.
@@ -93,6 +94,7 @@ def make_batches(
 
 
 def _with_responses(prompts: Any, responses: Any) -> Source:
+    prompts, responses = by_position(prompts), by_position(responses)
     for name, texts in (("x", prompts), ("y", responses)):
         if isinstance(texts, str) or not isinstance(texts, Sequence | np.ndarray):
             raise DataError(

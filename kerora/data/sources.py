@@ -50,7 +50,7 @@ class ColumnSource:
         sizes = {name: len(column) for name, column in columns.items()}
         if len(set(sizes.values())) != 1:
             raise DataError(f"Columns differ in length. Received: {sizes}")
-        self._columns = columns
+        self._columns = {name: by_position(column) for name, column in columns.items()}
         self._length = next(iter(sizes.values()))
 
     def __len__(self) -> int:
@@ -86,6 +86,12 @@ class ConcatenatedSource:
         return source.where(local)
 
 
+def by_position(column: Any) -> Any:
+    """Values found by their number: a list of a pandas Series, which goes by its labels, and they
+    are no numbers in order where a table was shuffled or filtered; others as they are."""
+    return list(column) if type(column).__name__ == "Series" else column
+
+
 def plain(value: Any) -> Any:
     """NumPy strings, bytes and arrays of them as Python values; other values unchanged."""
     if isinstance(value, bytes):
@@ -114,9 +120,9 @@ def open_source(data: Any) -> Source:
             `.jsonl`, `.json`, `.csv` or `.txt` files (as they are, or with `.gz` or `.zst` after
             it), `.parquet` or `.arrow` files; `"tfds:NAME/SPLIT"`; a dict of such names with the
             weight of each, or what `mix` gives; a Hugging Face `Dataset`, `DatasetDict` (its
-            `"train"`) or `IterableDataset`; a pandas `DataFrame`; a `tf.data.Dataset`, Grain data
-            set, or any finite iterable of strings or dicts. What has no index is written to a
-            temporary file once.
+            `"train"`) or `IterableDataset`; a pandas `DataFrame` or `Series`; a `tf.data.Dataset`,
+            Grain data set, or any finite iterable of strings or dicts. What has no index is written
+            to a temporary file once.
 
     Raises:
         DataError: The data is of no known kind, is empty, or names no file.
@@ -181,6 +187,8 @@ def _open(data: Any) -> Source:
         return SequenceSource(data, "the array")
     if type(data).__name__ == "DataFrame" and hasattr(data, "columns"):
         return ColumnSource({str(name): data[name].tolist() for name in data.columns})
+    if type(data).__name__ == "Series":
+        return SequenceSource(by_position(data), "the Series")
     stream = as_stream(data)
     if stream is not None:
         return spool(stream, type(data).__name__, plain)

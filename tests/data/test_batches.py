@@ -5,6 +5,7 @@ import sys
 import time
 
 import numpy as np
+import pandas
 import pytest
 from byte_tokenizer import ByteTokenizer, texts, to_text
 
@@ -255,6 +256,14 @@ def test_y_holds_responses():
     assert w[1, :4].tolist() == [0, 1, 1, 0]
     with pytest.raises(DataError, match="both hold texts"):
         make("file.jsonl", y=["r"])
+
+
+def test_pandas_columns_are_rows_responses_and_weights():
+    table = pandas.DataFrame({"x": ["p", "q"], "y": ["r", "s"], "w": [1.0, 0.5]}, index=[1, 0])
+    options = {"packing": False, "shuffle": False, "sample_weight": table["w"]}
+    x, _, w = next(iter(make(table["x"], y=table["y"], **options)))
+    assert [to_text(ids[:4]) for ids in x["token_ids"][:2]] == ["<bos>pr<eos>", "<bos>qs<eos>"]
+    assert w[:2, :4].tolist() == [[0, 1, 1, 0], [0, 0.5, 0.5, 0]]
 
 
 def test_the_next_window_is_made_while_this_one_is_used(small_windows, monkeypatch):

@@ -30,6 +30,17 @@ def test_lists_dicts_and_columns():
     assert rows_of(pandas.DataFrame(ROWS)) == ROWS
 
 
+@pytest.mark.parametrize("change", [lambda t: t.sample(frac=1, random_state=0), lambda t: t[1:]])
+def test_pandas_columns_go_by_position(change):
+    table = change(pandas.DataFrame(ROWS))
+    prompts, responses = table["prompt"].tolist(), table["response"].tolist()
+    rows = [{"prompt": p, "response": r} for p, r in zip(prompts, responses, strict=True)]
+    assert rows_of(table["prompt"]) == prompts
+    for column in (table["response"], responses, np.array(responses)):
+        assert rows_of({"prompt": table["prompt"], "response": column}) == rows
+    assert rows_of(table) == rows
+
+
 def test_one_conversation_is_one_row_and_several_are_several():
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     assert rows_of(talk) == [talk]
