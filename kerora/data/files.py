@@ -6,6 +6,7 @@ unpacked once, into a temporary file that goes with its reader.
 """
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -114,15 +115,22 @@ class CsvFile:
             file.seek(0)
             lines = _CountedLines(file)
             reader = csv.reader(lines, delimiter=self._separator)
-            header = next(reader, None)
-            while header is not None:
-                start, number = lines.position, lines.number
-                record = next(reader, None)
-                if record is None:
-                    break
-                if record:
-                    starts.append(start)
-                    numbers.append(number + 1)
+            try:
+                header = next(reader, None)
+                while header is not None:
+                    start, number = lines.position, lines.number
+                    record = next(reader, None)
+                    if record is None:
+                        break
+                    if record:
+                        starts.append(start)
+                        numbers.append(number + 1)
+            except csv.Error as error:
+                raise DataError(
+                    f"{name}:{lines.number} cannot be read as CSV: {error}. Lines end in \\n or "
+                    "\\r\\n, and a field with \\r in it stands in quotes: write the file so, or as "
+                    ".jsonl."
+                ) from error
             end = lines.position
         if header is None:
             raise DataError(f"{name} is empty: a .csv file starts with a line of field names.")
@@ -137,7 +145,8 @@ class CsvFile:
     def __getitem__(self, index: int) -> dict[str, str]:
         start, end = int(self._starts[index]), int(self._starts[index + 1])
         text = decode(os.pread(self._file.fileno(), end - start, start))
-        record = next(csv.reader(text.splitlines(keepends=True), delimiter=self._separator))
+        # In lines as the index counts them: other characters that break lines are text.
+        record = next(csv.reader(io.StringIO(text, newline="\n"), delimiter=self._separator))
         if len(record) != len(self._header):
             raise RowProblem(
                 "missing field" if len(record) < len(self._header) else "too many fields",

@@ -137,6 +137,17 @@ def test_csv_of_semicolons_or_tabs(separator, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("character", "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r")
+def test_csv_fields_hold_other_line_breaks(character, tmp_path):
+    path, text = tmp_path / "a.csv", f"a{character}b"
+    field = f'"{text}"' if character == "\r" else text
+    path.write_text(f"prompt,response\n{field},c\nd,{field}\n", "utf-8", newline="")
+    rows = [{"prompt": text, "response": "c"}, {"prompt": "d", "response": text}]
+    source = open_source(path)
+    assert [source[i] for i in range(len(source))] == rows
+    assert source.where(1) == f"{path}:3"
+
+
 def test_csv_lines_are_counted_over_quoted_line_breaks(tmp_path):
     path = tmp_path / "a.csv"
     write_csv(path, ROWS)
@@ -206,6 +217,8 @@ def test_what_is_no_data_is_refused(data, message, tmp_path, monkeypatch):
         ("a.csv.gz", gzip.compress(b"", mtime=0), r"a\.csv\.gz is empty"),
         ("a.xlsx.gz", b"x", r"\.jsonl, .*\.jsonl\.gz"),
         ("a.csv", b"", "is empty"),
+        ("a.csv", b"text\none\ntwo\rthree\n", r"a\.csv:3 cannot be read as CSV: new-line.*quotes"),
+        ("a.csv", b"text\rone\rtwo\r", r"a\.csv:1 cannot be read as CSV: new-line.*\\r\\n"),
         ("a.jsonl", b"\n\n", "no rows"),
     ],
 )
