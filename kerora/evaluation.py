@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 
-from kerora.data import Batches, Encoder, RowProblem
+from kerora.data import Batches, Encoder, Example, RowProblem
 from kerora.data.templates import example_reader
 from kerora.generation import GreedyDecoder
 
@@ -102,22 +102,45 @@ def answer_rows(decoder: GreedyDecoder, encoder: Encoder, rows: Sequence[Any]) -
 
 def answerable(rows: Iterable[Any], encoder: Encoder, count: int) -> list[Any]:
     """The first `count` rows that have a prompt and a response."""
-    wanted = (row for row in rows if expected_response(row, encoder) is not None)
+    wanted = (row for row, example in _usable(rows, encoder) if _response(example) is not None)
     return list(itertools.islice(wanted, count))
 
 
-def first_words(rows: Iterable[Any], count: int) -> list[str]:
-    """Prompts from the first `count` rows of plain text: how each begins."""
-    texts = [row["text"] if isinstance(row, dict) else row for row in itertools.islice(rows, count)]
-    return [" ".join(str(text).split()[:PLAIN_TEXT_PROMPT_WORDS]) for text in texts]
+def openings(rows: Iterable[Any], encoder: Encoder, count: int) -> list[Any]:
+    """Prompts of the first `count` rows that can be used: of plain text how it begins, of others
+    the row itself."""
+    prompts = (
+        " ".join(example.response.split()[:PLAIN_TEXT_PROMPT_WORDS]) if _is_plain(example) else row
+        for row, example in _usable(rows, encoder)
+    )
+    return list(itertools.islice(prompts, count))
 
 
 def expected_response(row: Any, encoder: Encoder) -> str | None:
     """The response that a row asks for; None for prompts, plain text and bad rows."""
     try:
-        example = example_reader(encoder.template)(row)
+        return _response(example_reader(encoder.template)(row))
     except RowProblem:
         return None
+
+
+def _usable(rows: Iterable[Any], encoder: Encoder) -> Iterator[tuple[Any, Example]]:
+    """Rows that a prompt can be made of, and what they say."""
+    read = example_reader(encoder.template)
+    for row in rows:
+        try:
+            example = read(row)
+            encoder.encode_prompt(row)  # which a chat template may refuse
+        except RowProblem:
+            continue
+        yield row, example
+
+
+def _is_plain(example: Example) -> bool:
+    return not example.messages and example.prompt is None
+
+
+def _response(example: Example) -> str | None:
     if example.messages:
         last = example.messages[-1]
         return last.content if last.role == "assistant" else None

@@ -12,7 +12,7 @@ from kerora.evaluation import (
     TokenScores,
     answer_rows,
     answerable,
-    first_words,
+    openings,
     score_tokens,
 )
 from kerora.generation import GreedyDecoder
@@ -69,7 +69,7 @@ class Probe:
         self._asked = answerable(data.rows(), self._encoder, evaluation.exact_match)
         if isinstance(samples, int):
             self._shown: list[Any] = answerable(data.rows(), self._encoder, samples)
-            self._shown = self._shown or first_words(data.rows(), samples)
+            self._shown = self._shown or openings(data.rows(), self._encoder, samples)
         else:
             self._shown = list(samples)
         prompts = len(self._asked) + len(self._shown)

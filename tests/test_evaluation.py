@@ -11,7 +11,7 @@ from tiny_backbones import tiny_backbone
 
 import kerora
 from kerora.data import Encoder, make_batches
-from kerora.evaluation import Answer, answerable, expected_response, first_words, score_tokens
+from kerora.evaluation import Answer, answerable, expected_response, openings, score_tokens
 
 ROWS = [{"prompt": f"{n} and {n}: ", "response": "word " * n} for n in (1, 2, 3, 5, 8, 13)]
 
@@ -99,10 +99,18 @@ def test_expected_responses():
     assert [expected_response(row, encoder) for row in rows] == ["b", None, None, "b", None]
     assert answerable(rows, encoder, 5) == [rows[0], rows[3]]
     assert answerable(rows, encoder, 1) == [rows[0]]
-    assert first_words([{"text": "one two"}, "a b c d e f g h i"], 2) == [
-        "one two",
-        "a b c d e f g h",
-    ]
+    called = [*chat[:1], {"role": "assistant", "tool_calls": [{"name": "f"}]}, *chat]
+    assert answerable([called], encoder, 1) == [], "which the chat template refuses"
+
+
+def test_openings_are_of_rows_as_the_encoder_reads_them():
+    chat = {"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}
+    rows = [{"wrong": 1}, {"Text": "one two"}, "a b c d e f g h i", {"text": ""}, chat]
+    encoder = Encoder(ByteTokenizer(), sequence_length=32)
+    assert openings(rows, encoder, 3) == ["one two", "a b c d e f g h", chat]
+    assert openings(rows, encoder, 1) == ["one two"]
+    named = Encoder(ByteTokenizer(), sequence_length=32, template="{body}")
+    assert openings([{"text": "a"}, {"body": "one two"}], named, 2) == ["one two"]
 
 
 def test_white_space_at_the_ends_does_not_matter():

@@ -22,7 +22,7 @@ from kerora.run_folder import RunError, open_run_folder
 
 def recipe(folder, **changes) -> Recipe:
     rows = folder / "rows.jsonl"
-    rows.write_text('{"text": "The cat sat on the mat and looked at the moon for long."}\n' * 8)
+    rows.write_text('{"Text": "The cat sat on the mat and looked at the moon for long."}\n' * 8)
     sections = {
         "model": {"source": "tiny_gemma", "weights": "random"},
         "adapter": "none",
