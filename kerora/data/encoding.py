@@ -13,7 +13,7 @@ from kerora.data.chat_templates import (
     read_chat_template,
 )
 from kerora.data.errors import DataError, LongRow, RowProblem
-from kerora.data.formats import Example, read_example
+from kerora.data.formats import Example, checked_text, read_example
 from kerora.data.templates import (
     Segment,
     Template,
@@ -190,7 +190,10 @@ class Encoder:
         rendered: list[list[Segment] | RowProblem] = []
         for example in examples:
             try:
-                rendered.append(segments(example, self._chat))
+                cut = segments(example, self._chat)
+                # Tools and calls come into the text by the template alone.
+                checked_text("".join(piece.text for piece in cut), "the conversation")
+                rendered.append(cut)
             except RowProblem as problem:
                 rendered.append(problem)
         texts = [
@@ -277,7 +280,8 @@ class Encoder:
         Raises:
             RowProblem: The row has no prompt.
         """
-        text, conversation = self.prompt_text(prompt), self.is_conversation(prompt)
+        text = checked_text(self.prompt_text(prompt), "the prompt")
+        conversation = self.is_conversation(prompt)
         if conversation:
             ids = self._text.marked_texts([(text, True)])[0]
         else:

@@ -249,7 +249,7 @@ def field_text(
         raise RowProblem("wrong encoding", f"{name!r} holds bytes that are not UTF-8")
     if isinstance(value, Mapping | list | tuple):
         raise RowProblem("not text", f"{name!r} holds a {type(value).__name__}")
-    return str(value) if empty else _filled(str(value), name, reason)
+    return checked_text(str(value), name) if empty else _filled(str(value), name, reason)
 
 
 def _is_missing(value: Any) -> bool:
@@ -262,6 +262,15 @@ def _is_missing(value: Any) -> bool:
 def _filled(text: str, name: str, reason: str = "empty field") -> str:
     if not text.strip():
         raise RowProblem(reason, f"{name!r} is empty")
+    return checked_text(text, name)
+
+
+def checked_text(text: str, name: str) -> str:
+    """A text that has an encoding, as tokenizers need it; of JSON not every one has (`"\\ud83d"`).
+
+    Raises:
+        RowProblem: It holds half a surrogate pair.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -180,6 +180,7 @@ def test_the_report_counts():
         (b'{"prompt": "p"}', "unknown fields"),
         (b'{"instruction": "p"}', "missing field"),
         (b'{"prompt": "caf\xe9", "response": "r"}', "wrong encoding"),
+        (b'[{"role": "assistant", "content": "\\ud83d"}]', "wrong encoding"),
         (b"[1, 2]", "not a conversation"),
         (b"17", "not a record"),
     ],

@@ -138,6 +138,31 @@ def test_marks_in_plain_text_stay_text():
     assert (encoded.token_ids[1:-1] >= 16).all()
 
 
+HALF = "\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("options", "row"),
+    [
+        ({"template": "Q {question}\nA {answer}"}, {"question": HALF, "answer": "b"}),
+        ({}, [{"role": "user", "content": HALF}, TALK[1]]),
+        ({"chat_template": "qwen"}, {"messages": TALK, "tools": [{"name": HALF}]}),
+        (
+            {"chat_template": "qwen"},
+            [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": HALF}]}, *TALK],
+        ),
+    ],
+)
+def test_half_a_surrogate_pair_is_a_problem_of_its_row(options, row):
+    encodes = encoder(**options)
+    (found,) = encodes.encode_many([row], [1.0])
+    assert isinstance(found, RowProblem)
+    assert found.reason == "wrong encoding"
+    for prompt in (row, HALF):
+        with pytest.raises(RowProblem, match="half a surrogate pair"):
+            encodes.encode_prompt(prompt)
+
+
 def test_long_rows_lose_their_end_or_are_dropped():
     row = {"prompt": "p" * 10, "response": "r" * 10}
     encoded = encoder(sequence_length=16).encode(row)

@@ -63,6 +63,8 @@ def test_fields_are_recognised(row, example):
         ("  ", "empty field", "text"),
         (b"caf\xe9", "wrong encoding", "UTF-8"),
         ("half \ud800", "wrong encoding", "surrogate"),
+        ({"instruction": "I", "context": "\ud83d", "response": "R"}, "wrong encoding", "'context'"),
+        ([{"role": "assistant", "content": "\ud83d"}], "wrong encoding", "'content'"),
         ({"prompt": "P", "response": ""}, "empty response", "response"),
         ({"prompt": "P", "response": None}, "empty response", "response"),
         ({"prompt": "P", "response": " \n"}, "empty response", "response"),
