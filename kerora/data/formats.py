@@ -319,6 +319,8 @@ def _read_message(entry: Any) -> Message:
         for name, value in entry.items()
         if name not in (role_name, text_name) and value is not None
     }
+    if not extra.get("tool_calls"):
+        extra.pop("tool_calls", None)  # an empty list, as servers write it, calls nothing
     text = None if wordless else field_text({"content": content}, "content", empty=True)
     return Message(role, text, extra or None)
 

@@ -49,6 +49,13 @@ TALK = (Message("user", "a"), Message("assistant", "b"))
             ],
             Example(messages=TALK),
         ),
+        (
+            [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b", "tool_calls": []},
+            ],
+            Example(messages=TALK),
+        ),
     ],
 )
 def test_fields_are_recognised(row, example):
@@ -83,6 +90,8 @@ def test_fields_are_recognised(row, example):
         ([], "empty field", "without messages"),
         ([{"role": "user", "content": "a"}], "missing field", "assistant"),
         ([{"role": "assistant", "content": ""}], "empty response", "empty"),
+        ([{"role": "assistant", "content": "", "tool_calls": []}], "empty response", "empty"),
+        ([{"role": "assistant", "tool_calls": []}], "missing field", "tool_calls"),
         (["a"], "not a record", r"\(prompt, response\).*role.*1 values"),
         (("a", "b", "c"), "not a record", r"\(prompt, response\).*3 values"),
         (("a", " "), "empty response", "response"),
