@@ -213,7 +213,10 @@ class _Shard:
             for first, last in itertools.pairwise(breaks):
                 places = self._offsets[rows[first] : rows[last - 1] + 2]
                 start, end = int(places[0]), int(places[-1])
-                ids, weights = token_ids[start:end], learned[start:end].astype(np.float32)
+                if start == end:  # problems alone; at the end of the file it can cut nothing out
+                    ids, weights = np.zeros(0, np.int32), np.zeros(0, np.float32)
+                else:
+                    ids, weights = token_ids[start:end], learned[start:end].astype(np.float32)
                 for n, (a, b) in enumerate(itertools.pairwise((places - start).tolist()), first):
                     row = Encoded(ids[a:b], weights[a:b], bool(truncated[rows[n]]))
                     problem = problems.get(str(rows[n]))

@@ -122,6 +122,16 @@ def test_a_bad_row_is_found_again_as_such(tokenizer, tokenised, uncached):
     assert sum(tokenised) == 2 * len(data)
 
 
+def test_a_file_that_ends_with_bad_rows_is_used_again(tokenizer, tokenised, uncached):
+    bad = [{"prompt": f"Say {n}.", "response": ""} for n in range(300)]
+    for data in ([*rows_of(windows._ROWS_AT_ONCE), *bad[:8]], bad[8:]):
+        del tokenised[:]
+        wanted = uncached(tokenizer, data, on_bad_row="skip").report()
+        for _ in range(3):
+            assert batches_of(tokenizer, data, on_bad_row="skip").report() == wanted
+        assert sum(tokenised) == 2 * len(data)
+
+
 def flip_a_byte(path, place):
     data = bytearray(path.read_bytes())
     data[place] ^= 1
