@@ -13,10 +13,11 @@ import numpy as np
 
 from kerora.data.errors import DataError
 
-# What the marks of chat templates look like. Only those in the vocabulary count.
+# What the marks of chat templates look like, Gemma 4's half open (`<|turn>`, `<turn|>`). Only those
+# in the vocabulary count.
 _MARK = re.compile(
-    r"<[|\uff5c][^<>|\uff5c\s]{1,48}[|\uff5c]>|</?[a-zA-Z_][a-zA-Z_0-9]{0,31}>"
-    r"|\[/?[A-Z_]{2,32}\]"
+    r"<[|\uff5c][^<>|\uff5c\s]{1,48}[|\uff5c]?>|<[^<>|\uff5c\s]{1,48}[|\uff5c]>"
+    r"|</?[a-zA-Z_][a-zA-Z_0-9]{0,31}>|\[/?[A-Z_]{2,32}\]"
 )
 
 

@@ -8,6 +8,7 @@ from kerora.data.encoding import Encoder
 from kerora.data.errors import DataError
 from kerora.data.tokenization import TextTokenizer
 
+MARKS = ["<|mark|>", "<|turn>", "<turn|>"]
 TEXT = ["the quick brown fox jumps over the lazy dog", "what is the answer", "the answer is a fox"]
 
 
@@ -27,7 +28,7 @@ def sentence_piece(add_dummy_prefix: bool):
         add_dummy_prefix=add_dummy_prefix,
         normalization_rule_name="identity",
         user_defined_symbols=["<start_of_turn>", "<end_of_turn>"],
-        control_symbols=["<|mark|>"],
+        control_symbols=MARKS,
         minloglevel=2,
     )
     return SentencePieceTokenizer(model.getvalue())
@@ -54,16 +55,19 @@ def test_joined_pieces_read_as_the_joined_text(add_dummy_prefix):
     assert list(first) == list(tokenizer(["what is\n"])[0])
 
 
+@pytest.mark.parametrize("name", MARKS)
 @pytest.mark.parametrize("add_dummy_prefix", [True, False])
-def test_marks_are_single_tokens_even_where_the_tokenizer_splits_them(add_dummy_prefix):
+def test_marks_are_single_tokens_even_where_the_tokenizer_splits_them(add_dummy_prefix, name):
     tokenizer = sentence_piece(add_dummy_prefix)
-    mark = tokenizer.token_to_id("<|mark|>")
-    assert mark not in list(tokenizer(["a<|mark|>b"])[0])
-    ids = TextTokenizer(tokenizer).marked_texts([("the<|mark|>fox<start_of_turn>dog", True)])[0]
+    mark = tokenizer.token_to_id(name)
+    assert mark not in list(tokenizer([f"a{name}b"])[0])
+    text = TextTokenizer(tokenizer)
+    assert text.ends_with_mark(f"fox{name}\n")
+    ids = text.marked_texts([(f"the{name}fox<start_of_turn>dog", True)])[0]
     assert ids.count(mark) == 1
     assert ids.count(tokenizer.token_to_id("<start_of_turn>")) == 1
     pieces = [tokenizer.id_to_token(index) for index in ids]
-    assert "".join(pieces).removeprefix("▁") == "the<|mark|>fox<start_of_turn>dog"
+    assert "".join(pieces).removeprefix("▁") == f"the{name}fox<start_of_turn>dog"
 
 
 def test_byte_pair_marks_are_single_tokens():
