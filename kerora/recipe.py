@@ -59,7 +59,7 @@ class ModelRecipe(_Section):
     chat_template: str | None = Field(
         default=None,
         description="How conversations are rendered: a .jinja file, or one of chatml, gemma, "
-        "llama3, plain, qwen. null: the model's own, else the one whose marks its tokenizer "
+        "llama3, phi3, plain, qwen. null: the model's own, else the one whose marks its tokenizer "
         "knows.",
     )
 

@@ -154,8 +154,8 @@ class Task(TextTraining, TextGeneration, AdaptedModel):
         """The Jinja source that conversations are rendered by; None for a built-in one.
 
         Set it to Jinja source, the path of a file of it, or the name of a built-in one: `"chatml"`,
-        `"gemma"`, `"llama3"`, `"plain"` or `"qwen"`. It is saved with adapters and presets, and
-        read with them.
+        `"gemma"`, `"llama3"`, `"phi3"`, `"plain"` or `"qwen"`. It is saved with adapters and
+        presets, and read with them.
         """
         return self._chat_template
 

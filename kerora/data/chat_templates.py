@@ -63,6 +63,12 @@ LLAMA3 = """\
 {% if add_generation_prompt %}\
 {{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
 
+PHI3 = """\
+{% for message in messages %}\
+{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}\
+{% endfor %}\
+{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"""
+
 PLAIN = """\
 {% for message in messages %}\
 {{ message['role'] | capitalize + ':\n' + message['content'] }}\
@@ -74,6 +80,7 @@ CHAT_TEMPLATES = {
     "chatml": CHATML,
     "gemma": GEMMA,
     "llama3": LLAMA3,
+    "phi3": PHI3,
     "plain": PLAIN,
     "qwen": QWEN,
 }
@@ -84,6 +91,7 @@ _BUILT_IN = (
     (("<|im_start|>", "<tool_call>"), QWEN),
     (("<|im_start|>",), CHATML),
     (("<|start_header_id|>",), LLAMA3),
+    (("<|user|>", "<|assistant|>", "<|end|>"), PHI3),
 )
 
 

@@ -26,7 +26,7 @@ from published_templates import (
 )
 
 from kerora.data.chat import ChatTemplate
-from kerora.data.chat_templates import CHATML, GEMMA, LLAMA3, QWEN
+from kerora.data.chat_templates import CHAT_TEMPLATES, CHATML, GEMMA, LLAMA3, QWEN
 from kerora.data.encoding import Encoder
 from kerora.data.errors import RowProblem
 from kerora.data.formats import read_example, read_messages
@@ -99,6 +99,13 @@ def test_texts_equal_those_of_transformers(talk, source, tools):
         for prompt in (False, True):
             text = template.render(messages, tools=tools, add_generation_prompt=prompt)
             assert text == expected(part, source, tools, add_generation_prompt=prompt)
+
+
+@pytest.mark.parametrize("turns", [2, 4])
+def test_the_built_in_template_of_phi3_writes_prompts_as_the_published_one(turns):
+    messages = read_messages(TALK[:turns], answered=False)
+    text = ChatTemplate(CHAT_TEMPLATES["phi3"]).render(messages, add_generation_prompt=True)
+    assert text == expected(TALK[:turns], PHI3, add_generation_prompt=True)
 
 
 CALL_TEXT = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "é<"}}\n</tool_call>'

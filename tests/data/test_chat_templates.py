@@ -7,6 +7,7 @@ from kerora.data.chat_templates import (
     CHATML,
     GEMMA,
     LLAMA3,
+    PHI3,
     PLAIN,
     QWEN,
     built_in_chat_template,
@@ -33,6 +34,7 @@ TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": ""}
         (CHATML, ["Hello.<|im_end|>", "See you.<|im_end|>"]),
         (QWEN, ["Hello.<|im_end|>", "See you.<|im_end|>"]),
         (LLAMA3, ["Hello.<|eot_id|>", "See you.<|eot_id|>"]),
+        (PHI3, ["Hello.<|end|>", "See you.<|end|>"]),
         (PLAIN, ["Hello.<eos>", "See you.<eos>"]),
     ],
 )
@@ -70,6 +72,8 @@ def test_built_in_templates_are_written_as_the_models_write_them():
         ({"<|im_start|>"}, CHATML),
         ({"<|im_start|>", "<tool_call>"}, QWEN),
         ({"<|start_header_id|>"}, LLAMA3),
+        ({"<|user|>", "<|assistant|>", "<|end|>", "<|system|>"}, PHI3),
+        ({"<|end|>", "<|start|>", "<|message|>"}, PLAIN),
     ],
 )
 def test_the_built_in_template_follows_the_vocabulary(marks, source):
@@ -83,7 +87,7 @@ def test_a_template_is_a_name_a_file_or_a_text(tmp_path):
     path.write_text(text)
     assert read_chat_template(text) == read_chat_template(str(path)) == text
     assert read_chat_template("llama3") == LLAMA3
-    assert set(CHAT_TEMPLATES.values()) == {GEMMA, CHATML, QWEN, LLAMA3, PLAIN}
+    assert set(CHAT_TEMPLATES.values()) == {GEMMA, CHATML, QWEN, LLAMA3, PHI3, PLAIN}
 
 
 def test_what_is_no_template_is_refused(tmp_path):
