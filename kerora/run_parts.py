@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,12 +11,13 @@ from kerora.adapters import LoraConfig, add_adapter
 from kerora.data import Batches, DataError, open_source
 from kerora.models.bundled import BUNDLED_NAMES, bundled_path
 from kerora.models.cpu_bfloat16 import multiplies_bfloat16, on_cpu
-from kerora.models.loading import load_task_and_template
+from kerora.models.loading import has_template_place, load_task_and_template
 from kerora.models.saved_preset import complete_backbone_config
 from kerora.models.stored_type import is_stored_in_bfloat16
 from kerora.recipe import DataRecipe, ModelRecipe, Recipe
 from kerora.task import Task, adapt
-from kerora.training.fit_data import DataOptions, text_batches
+from kerora.text_training import LOOKED_AT_ROWS
+from kerora.training.fit_data import DataOptions, text_batches, warn_of_unchosen_chat_template
 from kerora.training.rematerialisation import rematerialise
 
 DataNames = str | Sequence[str] | Mapping[str, float]
@@ -90,6 +92,7 @@ def load_model(recipe: ModelRecipe, *, full: bool = False) -> Task:
         model = type(model)(backbone=backbone, preprocessor=model.preprocessor)
     task = adapt(model)
     task.source = recipe.source
+    task.source_has_template_place = has_template_place(recipe.source)
     task.chat_template = recipe.chat_template or template
     if recipe.quantize != "none":
         task.quantize(recipe.quantize)
@@ -117,6 +120,8 @@ def prepare_data(recipe: Recipe, model: Task) -> RunData:
         return text_batches(model, paths, options, batch_size=size, shuffle=shuffle)
 
     batches = batches_of(recipe.data.train, shuffle=True)
+    rows = itertools.islice(batches.source_rows(), LOOKED_AT_ROWS)
+    warn_of_unchosen_chat_template(model, batches.encoder, rows)
     held_out = recipe.data.validation
     if not isinstance(held_out, int | float):
         return RunData(batches, batches_of(held_out, shuffle=False))

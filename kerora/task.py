@@ -26,7 +26,7 @@ from kerora.interchange import load_adapter, save_adapter
 from kerora.interchange.keras_lora import has_keras_lora, take_over_keras_lora
 from kerora.models.cpu_bfloat16 import compute_in_float32
 from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE
-from kerora.models.loading import load_task_and_template
+from kerora.models.loading import has_template_place, load_task_and_template
 from kerora.models.saved_preset import save_word_splitting, saved_completely
 from kerora.text_generation import TextGeneration
 from kerora.text_training import TextTraining
@@ -64,6 +64,7 @@ def from_preset(source: str | os.PathLike[str], **kwargs: Any) -> Task:
     task = adapt(model)
     release_freed_memory()
     task.source = os.fspath(source)
+    task.source_has_template_place = has_template_place(source)
     task.chat_template = template
     return task
 
@@ -147,6 +148,8 @@ class Task(TextTraining, TextGeneration, AdaptedModel):
     """Mixin of a KerasHub causal language model: kerora's `fit` and `generate`, and its files."""
 
     source: str | None = None
+    # Whether a model at its source can bring a chat template: one without has none to miss.
+    source_has_template_place: bool = False
     _chat_template: str | None = None
 
     @property

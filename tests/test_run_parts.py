@@ -1,5 +1,7 @@
 """What a recipe's `auto` comes to."""
 
+import warnings
+
 import keras
 import pytest
 
@@ -47,6 +49,18 @@ def test_of_few_rows_one_is_held_out(tmp_path):
         data_of(tmp_path, good, model=model)
     with pytest.raises(DataError, match=r"rows\.jsonl:1: unknown fields"):
         data_of(tmp_path, '{"foo": 1}', model=model)
+
+
+def test_a_run_says_that_a_preset_keeps_no_chat_template(tmp_path, monkeypatch):
+    model = load_model(ModelRecipe(source="tiny_gemma"))
+    talk = '[{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]'
+    monkeypatch.setattr("kerora.data.chat_templates._BUILT_IN", ())
+    with pytest.warns(UserWarning, match="template 'plain': a KerasHub preset keeps no"):
+        data_of(tmp_path, *[talk] * 4, model=model)
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data_of(tmp_path, *[talk] * 4, model=model)
 
 
 def test_only_jax_multiplies_bfloat16_that_quickly():

@@ -180,6 +180,16 @@ def test_a_model_that_kerora_loaded_has_no_template_to_miss(model, untrained, as
     assert not warnings_of(model.generate, TALK[:1])
 
 
+def test_a_preset_whose_vocabulary_has_no_known_marks_is_told(model, untrained, asked, monkeypatch):
+    monkeypatch.setattr("kerora.data.chat_templates._BUILT_IN", ())
+    for function, data in ((model.evaluate, [TALK]), (model.generate, TALK[:1])):
+        (warning,) = warnings_of(function, data)
+        assert "template 'plain': a KerasHub preset keeps no" in str(warning.message)
+        assert warning.filename == __file__
+    monkeypatch.setattr(model, "source_has_template_place", True)
+    assert not warnings_of(model.evaluate, [TALK])
+
+
 def test_text_without_a_tokenizer_is_told_alike_in_fit_and_generate():
     model = kerora.from_preset("tiny_gemma", load_weights=False)
     model.backbone.enable_lora(2)

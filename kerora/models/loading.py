@@ -366,6 +366,14 @@ def chat_template(source: str | os.PathLike[str]) -> str | None:
         return _own_template(resolve_source(source))
 
 
+def has_template_place(source: str | os.PathLike[str]) -> bool:
+    """Whether a model at this source can bring a chat template: a Hugging Face folder and a GGUF
+    file can, KerasHub's presets cannot."""
+    with _file_systems(source):
+        name = resolve_source(source)
+        return is_gguf(name) or _is_huggingface(name)
+
+
 def _own_template(name: str) -> str | None:
     if is_gguf(name):
         return gguf_chat_template(name)

@@ -118,22 +118,34 @@ def warn_of_unchosen_chat_template(
 ) -> None:
     """Say which built-in template lays conversations out, where it may not be the model's own.
 
-    A model that kerora loaded and that has no template of its own has none to miss.
+    A model that kerora loaded from where a template could lie and none does has none to miss. Of a
+    KerasHub preset the vocabulary says which is its own, unless it holds the marks of none.
 
     Args:
         task: A task of kerora.
         encoder: Of its rows.
         rows: Some of them.
     """
-    if task.source is not None or task.chat_template is not None:
+    name = encoder.built_in_chat_template
+    from_kerora = task.source is not None
+    known = from_kerora and (task.source_has_template_place or name != "plain")
+    if known or task.chat_template is not None:
         return
-    if any(encoder.is_conversation(row) for row in rows):
-        name = encoder.built_in_chat_template
+    if not any(encoder.is_conversation(row) for row in rows):
+        return
+    layout = f"Conversations are laid out by the built-in chat template {name!r}: "
+    if from_kerora:
         warn_user(
-            f"Conversations are laid out by the built-in chat template {name!r}: this model did "
-            "not come from kerora, and KerasHub keeps no chat template. For the model's own load "
-            f"it by `kerora.from_preset(...)`; else set `model.chat_template`, to {name!r} if that "
-            "is the one."
+            f"{layout}a KerasHub preset keeps no chat template, and its vocabulary holds the marks "
+            "of no built-in one. If the model was trained on conversations, set "
+            "`model.chat_template` (a recipe's key too) to its own, such as the .jinja file of its "
+            f"Hugging Face folder; else to {name!r}."
+        )
+    else:
+        warn_user(
+            f"{layout}this model did not come from kerora, and KerasHub keeps no chat template. "
+            "For the model's own load it by `kerora.from_preset(...)`; else set "
+            f"`model.chat_template`, to {name!r} if that is the one."
         )
 
 

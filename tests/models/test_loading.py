@@ -20,7 +20,14 @@ from benchmarks.tiny_seeing import SEEING
 from benchmarks.tiny_transformers import IDS, MODELS, SEQUENCE_TO_SEQUENCE, tiny_transformers
 from kerora import adapt, from_preset
 from kerora.models.errors import ModelSourceError
-from kerora.models.loading import BUNDLED, chat_template, load_backbone, load_task, resolve_source
+from kerora.models.loading import (
+    BUNDLED,
+    chat_template,
+    has_template_place,
+    load_backbone,
+    load_task,
+    resolve_source,
+)
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch")
@@ -230,6 +237,7 @@ def test_sources_that_name_no_model(tmp_path):
 def test_the_chat_template_of_a_folder(tmp_path):
     tiny_transformers("llama", tmp_path)
     assert chat_template(tmp_path) is None
+    assert has_template_place(tmp_path)
     settings = tmp_path / "tokenizer_config.json"
     settings.write_text(json.dumps({"chat_template": "{{ plain }}"}))
     assert chat_template(tmp_path) == "{{ plain }}"
@@ -260,6 +268,7 @@ def test_the_bundled_model_is_loaded():
     model = load_task("tiny_gemma")
     assert isinstance(model, keras_hub.models.GemmaCausalLM)
     assert chat_template("tiny_gemma") is None
+    assert not has_template_place("tiny_gemma")
     assert keras.ops.shape(model.backbone.token_embedding.embeddings)[0] > IDS.max()
 
 
