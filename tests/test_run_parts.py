@@ -33,6 +33,18 @@ def test_a_cpu_gets_bfloat16_where_it_is_quick_and_rounds_nothing(
     assert kernel.dtype == ("bfloat16" if expected else "float32")
 
 
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_a_preset_with_its_tokenizer_is_quantised(presets, stored):
+    model = load_model(ModelRecipe(source=presets[stored], dtype=stored, quantize="int8"))
+    kinds = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Embedding)
+    layers = [layer for layer in model.backbone._flatten_layers() if isinstance(layer, kinds)]
+    assert {layer.quantization_mode for layer in layers} == {"int8"}
+    model.backbone.enable_lora(2)
+    rows = [{"instruction": "Say hello.", "response": "Hello."}] * 4
+    losses = model.fit(rows, epochs=4, batch_size=4, sequence_length=64, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
 def data_of(folder, *lines, model):
     rows = folder / "rows.jsonl"
     rows.write_text("".join(f"{line}\n" for line in lines))

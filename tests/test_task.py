@@ -251,3 +251,23 @@ def test_fit_runs_the_model_for_its_steps_alone(monkeypatch):
     monkeypatch.setattr(backbone_class, "call", call)
     model.fit([SHORT] * 2, sequence_length=32, verbose=0)  # one step; JAX traces it once
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("jit_compile", [False, "auto"])
+@pytest.mark.parametrize("reduction", ["mean_with_sample_weight", "sum_over_batch_size"])
+def test_the_weight_of_a_row_is_that_of_each_of_its_tokens(reduction, jit_compile):
+    model = kerora.from_preset("tiny_gemma")
+    model.preprocessor = None
+    model.backbone.enable_lora(2)
+    model.compile(loss=kerora.TokenLoss(reduction=reduction), jit_compile=jit_compile)
+    tokens = np.random.default_rng(0).integers(3, 500, (2, 16)).astype("int32")
+    x = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
+    y = np.roll(tokens, -1, 1)
+    of_rows = np.array([1.0, 2.0], "float32")
+    expected = model.evaluate(x, y, sample_weight=np.repeat(of_rows[:, None], 16, 1), verbose=0)
+    np.testing.assert_allclose(
+        model.evaluate(x, y, sample_weight=of_rows, verbose=0), expected, rtol=1e-5
+    )
+    assert model.fit(x, y, sample_weight=of_rows, verbose=0).history["loss"] == [
+        pytest.approx(expected[0], rel=1e-4)
+    ]

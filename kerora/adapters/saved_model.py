@@ -69,8 +69,14 @@ class AdaptedModel(ModelMixin):
                 "A model that holds adapters can no longer be quantized. Quantize the model first, "
                 f"then add the adapter. Received: mode={mode!r}"
             )
+        # Keras stops at a tokenizer, which is a layer that is never built, and warns of every norm.
+        kwargs.setdefault("filters", _can_be_quantized)
         quantize: Any = self.__dict__.get("_base_quantize", super().quantize)
         quantize(mode, *args, **kwargs)
+
+
+def _can_be_quantized(layer: keras.layers.Layer) -> bool:
+    return layer.built and type(layer).quantize is not keras.layers.Layer.quantize
 
 
 def add_adapter(model: keras.Model, config: LoraConfig, name: str = "default") -> keras.Model:

@@ -6,11 +6,12 @@ import numpy as np
 
 
 def pack(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
-    """Places examples in as few rows as it can: the longest that is left, and what fills its row best.
+    """Places examples in as few rows as it can.
 
-    Minimum bin slack with the largest item fixed (Gupta and Ho, 1999; Fleszar and Hindi, 2002).
-    Which sums of lengths can be reached is kept in the bits of one integer, and the search ends
-    where a row is full.
+    A row takes the longest example that is left, and then those that fill it best: minimum bin
+    slack with the largest item fixed (Gupta and Ho, 1999; Fleszar and Hindi, 2002). Which sums of
+    lengths can be reached is kept in the bits of one integer, and the search ends where a row is
+    full.
 
     Args:
         lengths: int `(examples,)`, each between 1 and `capacity`.

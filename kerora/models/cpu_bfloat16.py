@@ -9,6 +9,7 @@ the other.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,28 @@ def _multiply_in_bfloat16(layer: Any) -> None:
         _keep_type(layer.embeddings)
     if type(layer) in _LINEAR:
         _keep_type(layer.kernel)
-        extend_layer(layer, _Linear)
+        _extend(layer, _Linear)
     elif type(layer) is keras.layers.ReversibleEmbedding:
         if not layer.tie_weights:
             _keep_type(layer.reverse_embeddings)
-        extend_layer(layer, _Embedding)
+        _extend(layer, _Embedding)
+
+
+def _extend(layer: Any, mixin: type) -> None:
+    own, quantize_own = type(layer), layer.quantize
+    extend_layer(layer, mixin)
+    extended = type(layer)
+
+    @functools.wraps(quantize_own)
+    def quantize(*args: Any, **kwargs: Any) -> None:
+        layer.__class__ = own  # Keras quantises no subclass.
+        try:
+            quantize_own(*args, **kwargs)
+        except BaseException:
+            layer.__class__ = extended
+            raise
+
+    layer.quantize = quantize
 
 
 class _Linear(keras.layers.Layer):

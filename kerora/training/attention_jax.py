@@ -65,8 +65,10 @@ def segment_attention(
         return blockwise_attention(*arrays, **options, sinks=sinks)
     if platform == "tpu" and fused.splash_fits(query):
         return fused.splash_attention(*arrays, **options, sinks=sinks)
-    if platform == "gpu" and fused.cudnn_fits(query, soft_cap, sinks):
-        return fused.cudnn_attention(*arrays, scale=scale, window=window)
+    if platform == "gpu":
+        capability = str(jax.devices()[0].compute_capability)
+        if fused.cudnn_fits(query, soft_cap, sinks, capability):
+            return fused.cudnn_attention(*arrays, scale=scale, window=window)
     return fused.dense_attention(*arrays, **options, sinks=sinks)
 
 

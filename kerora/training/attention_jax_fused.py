@@ -66,10 +66,23 @@ def splash_attention(
     return _without_padding(out.swapaxes(1, 2)[..., :dim], segment_ids).astype(query.dtype)
 
 
-def cudnn_fits(query: jax.Array, soft_cap: float | None, sinks: jax.Array | None) -> bool:
-    """Whether cuDNN has a flash kernel for this type, width and these options."""
+def cudnn_fits(
+    query: jax.Array, soft_cap: float | None, sinks: jax.Array | None, capability: str
+) -> bool:
+    """Whether cuDNN has a flash kernel for this type, these shapes and options.
+
+    Args:
+        query: (batch, length, heads, width).
+        soft_cap: Of the scores.
+        sinks: Of the heads.
+        capability: Of the device, `"8.0"` (Ampere) or more; AMD's have other names.
+    """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    return half and query.shape[-1] <= 128 and soft_cap is None and sinks is None
+    length, width = query.shape[1], query.shape[-1]
+    shapes = length % 2 == 0 and width % 8 == 0 and width <= 128
+    major = capability.split(".")[0]
+    device = major.isdigit() and int(major) >= 8
+    return half and shapes and device and soft_cap is None and sinks is None
 
 
 def cudnn_attention(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Tokens and entries of the vocabulary per block of logits. On a CPU the block stays in the cache.
 CPU_BLOCK = (1024, 4096)
 GPU_BLOCK = (4096, 8192)
+_FLOAT32_SUMS = ("cuda", "xpu")  # Devices whose products of half precision can be float32.
 
 
 def token_sums(
@@ -76,8 +77,8 @@ class _Sweep:
         self.vocabulary_size, self.objective = vocabulary_size, objective
         self.tokens, self.block = CPU_BLOCK if labels.device.type == "cpu" else GPU_BLOCK
         self.dtype = getattr(torch, objective.dtype)
-        if labels.device.type == "cpu":
-            # A half-precision product on a CPU returns half precision, and is no faster.
+        if labels.device.type not in _FLOAT32_SUMS:
+            # A half-precision product returns half precision there, and on a CPU is no faster.
             self.dtype = torch.float32
 
     def chunks(self) -> Iterator[slice]:

@@ -186,10 +186,10 @@ class StepModel(ModelMixin):
         if head is None or objective is None:
             loss = super().compute_loss(x, y, y_pred, sample_weight, training)
             by_tokens = _reduction(self.loss) == "tokens" and sample_weight is not None
-            self._report_step(x, loss, ops.sum(sample_weight) if by_tokens else None)
+            weight_sum = ops.sum(_token_weights(sample_weight, y)) if by_tokens else None
+            self._report_step(x, loss, weight_sum)
             return loss
-        weights = ops.ones(ops.shape(y)) if sample_weight is None else sample_weight
-        weights = ops.cast(weights, "float32")
+        weights = _token_weights(sample_weight, y)
         sums = next_token_loss(
             y_pred,
             y,
@@ -243,6 +243,15 @@ class StepModel(ModelMixin):
 def _build(layer: keras.layers.Layer) -> None:
     if not layer.built:
         layer.build(None)
+
+
+def _token_weights(sample_weight: Any, labels: Any) -> Any:
+    """A weight for each label, float32; Keras also takes one for each row."""
+    ones = ops.ones(ops.shape(labels))
+    if sample_weight is None:
+        return ones
+    weights = ops.cast(sample_weight, "float32")
+    return (weights[:, None] if len(weights.shape) == 1 else weights) * ones
 
 
 def _divisor(reduction: Reduction, labels: Any, weight_sum: Any) -> Any:

@@ -123,3 +123,20 @@ def test_splash_kernel_is_lowered_for_a_tpu():
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
     lowered = jax.export.export(gradient, platforms=["tpu"])(*shapes).mlir_module()
     assert lowered.count("tpu_custom_call") >= 3
+
+
+@pytest.mark.parametrize(
+    ("length", "width", "capability", "fits"),
+    [
+        (512, 64, "8.0", True),
+        (512, 64, "12.0", True),
+        (511, 64, "8.0", False),
+        (512, 60, "8.0", False),
+        (512, 136, "8.0", False),
+        (512, 64, "7.5", False),
+        (512, 64, "gfx90a", False),
+    ],
+)
+def test_what_cudnn_refuses_is_not_given_to_it(length, width, capability, fits):
+    query = jax.ShapeDtypeStruct((2, length, 4, width), "bfloat16")
+    assert attention_jax_fused.cudnn_fits(query, None, None, capability) == fits
