@@ -19,7 +19,8 @@ def check_adapter_place(place: Path | None) -> None:
     if not _holds_adapter(place) and _holds_adapter(inner):
         raise ValueError(f"'{place}' is a run folder. Give its adapter: '{inner}'")
     # Loading puts back what a writer had moved aside when it was cut off.
-    if not place.exists() and not place.with_name(f".{place.name}.replaced").exists():
+    real = Path(os.path.realpath(place))
+    if not real.exists() and not real.with_name(f".{real.name}.replaced").exists():
         raise ValueError(
             f"there is no adapter folder '{place}' (from {os.getcwd()}). A run leaves its own in "
             "DIR/adapter, DIR being the output of `kerora train`"

@@ -42,7 +42,7 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         (new / "adapter_config.json").write_text("{}")
     ```
     """
-    place = Path(os.path.abspath(folder))
+    place = real_place(folder)
     if place.exists() and not place.is_dir():
         raise NotADirectoryError(f"'{folder}' is a file, and an adapter is a folder.")
     recover_folder(place)
@@ -63,6 +63,14 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
             raise
     _force_to_disk(place.parent)
     recover_folder(place)
+
+
+def real_place(path: str | os.PathLike[str]) -> Path:
+    """The absolute path that a path comes to, its `~` expanded and its links followed.
+
+    What is renamed to a link's own name takes the place of the link, not of what it leads to.
+    """
+    return Path(os.path.realpath(os.path.expanduser(path)))
 
 
 @contextlib.contextmanager
@@ -155,17 +163,35 @@ def _remove_if_abandoned(path: Path) -> None:
 
 
 def recover_folder(folder: str | os.PathLike[str]) -> None:
-    """Put back what a writer had moved aside when it was cut off."""
-    place = Path(os.path.abspath(folder))
+    """Put back what a writer had moved aside when it was cut off.
+
+    Warns where the folder is whole but what else lay in the older one cannot be moved over.
+    """
+    place = real_place(folder)
     replaced = _replaced(place)
-    if replaced.is_dir():
-        if place.exists():
-            for entry in replaced.iterdir():
-                if not os.path.lexists(place / entry.name):
-                    os.rename(entry, place / entry.name)
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
+    if not os.path.lexists(place):
+        if replaced.is_dir():
             os.rename(replaced, place)
+        return
+    try:
+        _move_over(replaced, place)
+    except OSError as error:
+        from kerora.user_warning import warn_user
+
+        warn_user(
+            f"'{place}' is whole, but '{replaced}', which lay there before, cannot be tidied up: "
+            f"{error.strerror or error}. Move what you need from it, then remove it."
+        )
+
+
+def _move_over(replaced: Path, place: Path) -> None:
+    if replaced.is_symlink():
+        replaced.unlink()  # what it leads to is not ours
+    elif replaced.is_dir():
+        for entry in replaced.iterdir():
+            if not os.path.lexists(place / entry.name):
+                os.rename(entry, place / entry.name)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _replaced(place: Path) -> Path:

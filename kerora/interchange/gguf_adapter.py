@@ -17,7 +17,7 @@ import numpy as np
 
 from kerora.adapters import AdapterError
 from kerora.adapters.saved_model import own_class
-from kerora.interchange.atomic_folder import folder_beside
+from kerora.interchange.atomic_folder import folder_beside, real_place
 from kerora.interchange.contents import AdapterContents, inspect_adapter
 from kerora.interchange.peft import save_adapter
 from kerora.models.families import decoder_blocks
@@ -80,7 +80,7 @@ def save_gguf_adapter(
         save_adapter(model, Path(folder) / "adapter", name)
         contents = inspect_adapter(Path(folder) / "adapter")
     tensors = _tensors(contents, backbone, architecture)
-    place = Path(os.path.abspath(path))
+    place = real_place(path)
     with folder_beside(place) as hidden:
         new = hidden / place.name
         _write(new, architecture, contents.config.alpha, tensors)

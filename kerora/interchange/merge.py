@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from kerora.interchange.atomic_folder import remove_abandoned, replaced_folder
+from kerora.interchange.atomic_folder import real_place, remove_abandoned, replaced_folder
 from kerora.interchange.contents import AdapterContents, inspect_adapter
 from kerora.interchange.merge_huggingface import HuggingFaceMerge, Progress, copy_other_files
 from kerora.interchange.merge_keras_lora import as_adapter_folder
@@ -79,7 +79,8 @@ def merge_folder(
 
 
 def _check_room(place: Path, size: int) -> None:
-    remove_abandoned(place.absolute())
+    place = real_place(place)  # a link may lead to another disk
+    remove_abandoned(place)
     free = shutil.disk_usage(_existing_parent(place)).free
     if free < size:
         raise OSError(
@@ -125,5 +126,4 @@ def _read_merge(
 
 
 def _existing_parent(path: Path) -> Path:
-    path = path.absolute()
     return next(parent for parent in (path, *path.parents) if parent.exists())

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,50 @@ def test_files_of_others_stay(tmp_path):
     assert (folder / "README.md").read_text() == "mine"
     assert (folder / "one").read_text() == "new"
     assert os.listdir(tmp_path) == ["adapter"]
+
+
+def other_disk(tmp_path):
+    """A folder on another file system than pytest's, where this machine has one."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() and os.access(memory, os.W_OK) else tmp_path
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    folder = tmp_path / "adapter"
+    with tempfile.TemporaryDirectory(dir=other_disk(tmp_path)) as disk:
+        target = Path(disk) / "mine"
+        folder.symlink_to(target)
+        write(folder, "old")  # a link that leads to nothing yet
+        (target / "README.md").write_text("mine")
+        write(folder, "new")
+        recover_folder(folder)
+        assert folder.is_symlink()
+        assert read(target) == {"one": "new", "two": "new", "README.md": "mine"}
+        assert os.listdir(disk) == ["mine"]
+    assert os.listdir(tmp_path) == ["adapter"]
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_what_cannot_be_tidied_up_does_not_keep_from_loading(is_link, tmp_path, monkeypatch):
+    folder, replaced = tmp_path / "adapter", tmp_path / ".adapter.replaced"
+    write(folder, "new")
+    write(tmp_path / "old", "old")
+    (tmp_path / "old" / "README.md").write_text("mine")
+    if is_link:  # as versions before this one left it
+        replaced.symlink_to(tmp_path / "old")
+        recover_folder(folder)
+        assert sorted(os.listdir(tmp_path)) == ["adapter", "old"]
+    else:
+        os.rename(tmp_path / "old", replaced)
+
+        def fail(source, target):
+            raise OSError(18, "Invalid cross-device link")
+
+        monkeypatch.setattr(os, "rename", fail)
+        with pytest.warns(UserWarning, match=r"replaced', .* cannot be tidied up: Invalid cross"):
+            recover_folder(folder)
+        assert (replaced / "README.md").read_text() == "mine"
+    assert read(folder) == {"one": "new", "two": "new"}
 
 
 def test_a_file_in_the_way(tmp_path):

@@ -123,7 +123,9 @@ def test_the_command_writes_the_same_file(tmp_path):
     base, adapter = tmp_path / "model.gguf", tmp_path / "adapter.gguf"
     tiny_gguf("qwen2", base)
     model = adapted(base)
+    adapter.symlink_to(tmp_path / "stored.gguf")
     save_gguf_adapter(model, adapter)
+    assert adapter.is_symlink()
     save_adapter(model, tmp_path / "peft")
     out = tmp_path / "new" / "out.gguf"
 
