@@ -33,6 +33,7 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         NotADirectoryError: If a file has that name.
+        FileExistsError: If this process stands in that folder.
         OSError: If the disk is full or the place is not writable, which the message says; `folder`
             is then as it was.
 
@@ -45,6 +46,7 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     place = real_place(folder)
     if place.exists() and not place.is_dir():
         raise NotADirectoryError(f"'{folder}' is a file, and an adapter is a folder.")
+    _check_not_stood_in(place, folder)
     recover_folder(place)
     with folder_beside(place) as new:
         try:
@@ -71,6 +73,18 @@ def real_place(path: str | os.PathLike[str]) -> Path:
     What is renamed to a link's own name takes the place of the link, not of what it leads to.
     """
     return Path(os.path.realpath(os.path.expanduser(path)))
+
+
+def _check_not_stood_in(place: Path, folder: str | os.PathLike[str]) -> None:
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # removed by another process
+        return
+    if here.is_relative_to(place):
+        raise FileExistsError(
+            f"'{folder}' is or holds the current folder ('{here}'). It would be renamed away from "
+            f"under this process. Name a folder inside it: '{Path(folder) / 'NAME'}'"
+        )
 
 
 @contextlib.contextmanager

@@ -146,6 +146,19 @@ def test_what_cannot_be_tidied_up_does_not_keep_from_loading(is_link, tmp_path, 
     assert read(folder) == {"one": "new", "two": "new"}
 
 
+@pytest.mark.parametrize("name", [".", "..", "../../place"])
+def test_the_current_folder_is_not_renamed_away(name, tmp_path, monkeypatch):
+    (tmp_path / "place" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "place" / "deep")
+    Path("train.py").write_text("mine")
+    inside = re.escape(f"Name a folder inside it: '{Path(name) / 'NAME'}'")
+    with pytest.raises(FileExistsError, match=rf"'{re.escape(name)}' is or holds.*{inside}"):
+        write(name, "new")
+    assert os.listdir(".") == ["train.py"]
+    write(Path(name) / "NAME", "new")
+    assert read(Path(name) / "NAME") == {"one": "new", "two": "new"}
+
+
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "adapter").write_text("mine")
     with pytest.raises(NotADirectoryError, match="adapter"):
