@@ -19,6 +19,9 @@ from kerora.recipe import Recipe
 # Keys that may be another in a run that is continued: it comes to the same.
 _CHANGE_NO_RESULT = ("checkpoint_seconds",)
 _LOCK = ".lock"
+_WRITTEN_BY_KERORA = (
+    "# Written by kerora: the recipe of the run in this folder, with every default.\n"
+)
 
 
 class RunError(ValueError):
@@ -60,7 +63,8 @@ def open_run_folder(path: str | os.PathLike[str], recipe: Recipe) -> Iterator[Ru
 
     Raises:
         RunError: It cannot be written, another process runs in it, or it belongs to another recipe
-            (the message shows the keys that differ; the time between checkpoints may).
+            (the message shows the keys that differ; the time between checkpoints may), or a new run
+            would overwrite what is not its own.
     """
     folder = RunFolder(path)
     is_new = not folder.path.exists()
@@ -85,9 +89,29 @@ def _keep_recipe(recipe: Recipe, folder: RunFolder) -> None:
     if folder.recipe.exists() and folder.began:
         _check_same(recipe, folder)
         return
+    _check_free(recipe, folder)
     folder.before.unlink(missing_ok=True)
     text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
-    write_whole(folder.recipe, text)
+    write_whole(folder.recipe, _WRITTEN_BY_KERORA + text)
+
+
+def _check_free(recipe: Recipe, folder: RunFolder) -> None:
+    """A run that has not begun replaces nothing but its own recipe and measurement."""
+    result = folder.model if recipe.adapter == "none" else folder.adapter
+    written = [result, folder.plot, folder.samples, folder.report]
+    if not _is_own(folder.recipe):
+        written += [folder.recipe, folder.before, folder.validation]
+    for path in written:
+        is_empty_folder = path.is_dir() and not any(path.iterdir())
+        if path.exists() and not is_empty_folder:
+            raise RunError(
+                f"{path} is there already, and this run would overwrite it. Give another "
+                "output=DIR, or move it elsewhere."
+            )
+
+
+def _is_own(recipe: Path) -> bool:
+    return recipe.is_file() and recipe.read_bytes().startswith(_WRITTEN_BY_KERORA.encode())
 
 
 def _lock(file: Any, path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+import yaml
 
 from kerora.evaluation import Answer, TokenScores
 from kerora.recipe import Recipe
@@ -12,9 +13,14 @@ from kerora.run import _stored
 from kerora.run_folder import RunError, StepRecord, open_run_folder, read_step_records
 from kerora.run_measure import Measurement
 
+ASKED = {"model": {"source": "tiny_gemma"}, "data": {"train": "tiny_gemma/train.jsonl"}}
 MEASURED = Measurement(
     TokenScores(1.0, 2.7, 0.5, 10), 0.25, 4, [Answer("What?", None, "That."), Answer("a", "b", "c")]
 )
+
+
+def quickstart(**changes):
+    return Recipe.model_validate({**ASKED, **changes})
 
 
 def stored(folder, steps=4, **changes):
@@ -88,8 +94,7 @@ def test_a_new_run_that_fails_leaves_a_folder_only_for_what_it_wrote(
         folder.mkdir()
     if before:
         (folder / before).write_text("mine")
-    asked = {"model": {"source": "tiny_gemma"}, "data": {"train": "tiny_gemma/train.jsonl"}}
-    recipe = Recipe.model_validate(asked)
+    recipe = quickstart()
     with pytest.raises(ValueError, match="bad targets"), open_run_folder(folder, recipe):
         if written:
             (folder / written).parent.mkdir(parents=True, exist_ok=True)
@@ -98,3 +103,46 @@ def test_a_new_run_that_fails_leaves_a_folder_only_for_what_it_wrote(
     assert (set(path.name for path in folder.iterdir()) if folder.exists() else None) == left
     with open_run_folder(folder, recipe) as again:
         assert again.recipe.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter", "refused"),
+    [
+        ("recipe.yaml", {}, True),
+        ("before.json", {}, True),
+        ("validation.jsonl", {}, True),
+        ("report.json", {}, True),
+        ("samples.md", {}, True),
+        ("adapter/thesis.txt", {}, True),
+        ("adapter/thesis.txt", "none", False),
+        ("model/train.py", {}, False),
+        ("model/train.py", "none", True),
+        ("notes.txt", {}, False),
+    ],
+)
+def test_a_new_run_overwrites_nothing_of_others(name, adapter, refused, tmp_path):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    text = "# my notes: lr from sweep 12\n" + json.dumps(ASKED)
+    file.write_text(text)
+    recipe = quickstart(adapter=adapter)
+    if refused:
+        told = f"{tmp_path / name.split('/')[0]} is there already.*another output=DIR"
+        with pytest.raises(RunError, match=told), open_run_folder(tmp_path, recipe):
+            pass
+    else:
+        with open_run_folder(tmp_path, recipe) as folder:
+            folder.before.write_text("{}")
+        with open_run_folder(tmp_path, quickstart(adapter=adapter, steps=4)) as folder:
+            assert not folder.before.exists()
+            assert yaml.safe_load(folder.recipe.read_text())["steps"] == 4
+    assert file.read_text() == text
+
+
+def test_a_run_that_began_goes_on_beside_its_adapter(tmp_path):
+    with open_run_folder(tmp_path, quickstart()) as folder:
+        folder.metrics.write_text("")
+        folder.adapter.mkdir()
+        (folder.adapter / "adapter_config.json").write_text("{}")
+    with open_run_folder(tmp_path, quickstart()):
+        pass
