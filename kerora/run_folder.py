@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -15,10 +16,12 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from kerora.recipe import Recipe
+from kerora.user_warning import warn_user
 
 # Keys that may be another in a run that is continued: it comes to the same.
 _CHANGE_NO_RESULT = ("checkpoint_seconds",)
 _LOCK = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 _WRITTEN_BY_KERORA = (
     "# Written by kerora: the recipe of the run in this folder, with every default.\n"
 )
@@ -123,6 +126,13 @@ def _lock(file: Any, path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise RunError(f"{path}: another kerora process is running in this folder") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warn_user(
+            f"{path}: its file system has no locks ({error.strerror}), so nothing keeps a second "
+            "process out of this run folder. Start one alone."
+        )
 
 
 def _check_same(recipe: Recipe, folder: RunFolder) -> None:

@@ -1,8 +1,11 @@
 """What is read back from a run folder is of the right type or not taken."""
 
 import dataclasses
+import errno
 import json
 import math
+import os
+import re
 
 import pytest
 import yaml
@@ -146,3 +149,16 @@ def test_a_run_that_began_goes_on_beside_its_adapter(tmp_path):
         (folder.adapter / "adapter_config.json").write_text("{}")
     with open_run_folder(tmp_path, quickstart()):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks_is_told_and_used(number, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    told = f"{re.escape(str(tmp_path))}: .*{re.escape(os.strerror(number))}"
+    with pytest.warns(UserWarning, match=told), open_run_folder(tmp_path, quickstart()) as folder:
+        assert folder.recipe.exists()

@@ -153,7 +153,9 @@ def _locked_folder(prefix: str, parent: Path) -> tuple[Path, int | None]:
         if fcntl is None:
             return new, None
         handle = os.open(new, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        # Where the file system has no locks, no other writer gets one and takes this for abandoned.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
         if new.exists():
             return new, handle
         os.close(handle)  # another writer took it for abandoned before it was locked

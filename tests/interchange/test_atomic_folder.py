@@ -1,5 +1,6 @@
 """A folder is replaced whole or not at all."""
 
+import errno
 import os
 import re
 import signal
@@ -226,3 +227,18 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_pat
             process.wait()
     write(folder, "newer")
     assert set(os.listdir(tmp_path)) == {"adapter", of_others, ".adapter.new-notes.txt"}
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with replaced_folder(tmp_path / "adapter") as new:
+        (new / "one").write_text("first")
+        write(tmp_path / "adapter", "second")  # another writer meanwhile
+        assert (new / "one").read_text() == "first"
+    assert read(tmp_path / "adapter") == {"one": "first", "two": "second"}
+    assert os.listdir(tmp_path) == ["adapter"]
