@@ -24,6 +24,8 @@ try:
 except ImportError:  # not on this system: nothing tells an abandoned folder from another
     fcntl = None
 
+_IS_POSIX = os.name == "posix"
+
 
 @contextlib.contextmanager
 def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
@@ -221,7 +223,10 @@ def _umask() -> int:
 
 
 def _force_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    if not _IS_POSIX and path.is_dir():
+        return  # a folder can be opened on POSIX alone
+    # Windows writes out only what may be written; POSIX takes a read-only file as well.
+    handle = os.open(path, os.O_RDONLY if _IS_POSIX else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

@@ -242,3 +242,32 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
         assert (new / "one").read_text() == "first"
     assert read(tmp_path / "adapter") == {"one": "first", "two": "second"}
     assert os.listdir(tmp_path) == ["adapter"]
+
+
+def test_a_system_that_opens_no_folder_and_writes_out_no_read_only_file(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")  # tells how a file was opened
+    atomic = sys.modules[replaced_folder.__module__]
+    real_open, real_fsync, written_out = os.open, os.fsync, []
+
+    def windows_open(path, flags, *rest, **named):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real_open(path, flags, *rest, **named)
+
+    def windows_fsync(handle):
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        written_out.append(handle)
+        real_fsync(handle)
+
+    monkeypatch.setattr(atomic, "fcntl", None)
+    monkeypatch.setattr(atomic, "_IS_POSIX", False)
+    monkeypatch.setattr(os, "open", windows_open)
+    monkeypatch.setattr(os, "fsync", windows_fsync)
+    (tmp_path / "adapter").mkdir()
+    with replaced_folder(tmp_path / "adapter") as new:
+        (new / "one").write_text("new")
+        (new / "assets").mkdir()
+    monkeypatch.undo()
+    assert (tmp_path / "adapter" / "one").read_text() == "new"
+    assert len(written_out) == 1
