@@ -39,7 +39,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.recipe = self.path / "recipe.yaml"
         self.before = self.path / "before.json"
         self.metrics = self.path / "metrics.jsonl"

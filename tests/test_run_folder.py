@@ -162,3 +162,10 @@ def test_a_file_system_without_locks_is_told_and_used(number, tmp_path, monkeypa
     told = f"{re.escape(str(tmp_path))}: .*{re.escape(os.strerror(number))}"
     with pytest.warns(UserWarning, match=told), open_run_folder(tmp_path, quickstart()) as folder:
         assert folder.recipe.exists()
+
+
+def test_the_users_own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    with open_run_folder("~/run", quickstart()):
+        assert (tmp_path / "run" / "recipe.yaml").exists()

@@ -24,7 +24,7 @@ def export(
     """
     with session():
         check_adapter_place(adapter)
-        if gguf.exists():
+        if gguf.expanduser().exists():
             raise FileExistsError(f"'{gguf}' exists. Name a file that does not exist yet.")
         from kerora.quiet import quiet
 

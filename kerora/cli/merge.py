@@ -62,5 +62,6 @@ def merge(
                 shown.update(task, description=name, completed=done, total=total)
 
             changed = merge_folder(base, adapter, out, force=force, progress=progress)
-        size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+        files = [file for file in out.expanduser().rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
         print(f"{changed} tensors changed; {size / 1e9:.2f} GB in {out}")

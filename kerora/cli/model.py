@@ -13,6 +13,7 @@ def check_adapter_place(place: Path | None) -> None:
     Raises:
         ValueError: There is none, or its folder is one level below.
     """
+    place = place and place.expanduser()
     if place is None or place.is_file():  # KerasHub's .lora.h5
         return
     inner = place / "adapter"

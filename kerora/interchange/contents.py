@@ -67,7 +67,7 @@ def inspect_adapter(folder: str | os.PathLike[str]) -> AdapterContents:
     print(contents.config.rank, sorted(contents.factors))
     ```
     """
-    path = Path(folder)
+    path = Path(folder).expanduser()
     recover_folder(path)
     if not path.is_dir():
         raise AdapterError(f"There is no adapter folder '{folder}'.")

@@ -65,7 +65,7 @@ def load_keras_lora(
     load_keras_lora(model, "gemma.lora.h5")
     ```
     """
-    path = Path(file)
+    path = Path(file).expanduser()
     if not path.is_file():
         raise AdapterError(f"There is no file '{file}'.")
     layers = _numbered_layers(getattr(model, "backbone", model))

@@ -62,10 +62,11 @@ def merge_folder(
     ```
     """
     source = _base_folder(base)
-    place = _check_output(source, Path(output))
+    place = _check_output(source, Path(output).expanduser())
+    adapter = Path(adapter).expanduser()
     # What KerasHub saves names no base, so there is none to compare.
-    force = force or Path(adapter).is_file()
-    with as_adapter_folder(source, Path(adapter)) as folder:
+    force = force or adapter.is_file()
+    with as_adapter_folder(source, adapter) as folder:
         contents = inspect_adapter(folder)
         merge = _read_merge(source, contents, force)
         template = adapter_chat_template(contents)
@@ -90,7 +91,7 @@ def _check_room(place: Path, size: int) -> None:
 
 
 def _base_folder(base: str | os.PathLike[str]) -> Path:
-    folder = BUNDLED.get(os.fspath(base), Path(base))
+    folder = BUNDLED.get(os.fspath(base), Path(base).expanduser())
     if folder.suffix == ".gguf":
         raise ModelSourceError(
             f"An adapter cannot be merged into a .gguf file. Received: '{base}'. Merge into the "

@@ -89,7 +89,7 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
     # A fused module holds the adapters of its layers side by side.
     fused = {module: parts for module, parts in modules.items() if parts[0].is_part}
     alpha = config.scale * config.rank
-    base = fingerprint(model)
+    base, source = fingerprint(model), getattr(model, "source", None)
     notes = {
         "version": VERSION,
         "fingerprint": base,
@@ -109,7 +109,7 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
         ensure_weight_tying=any(layer.is_embedding and layer.is_tied for layer in held),
         fan_in_fan_out=any(layer.weight and layer.weight.is_transposed for layer in held),
         task_type=model_kind(getattr(model, "backbone", model)).task_type,
-        base=getattr(model, "source", None),
+        base=source and os.path.expanduser(source),
         named_by=None if is_named else str(base["backbone"]),
     )
     template = getattr(model, "chat_template", None)
@@ -120,7 +120,7 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
         if template is not None:
             (new / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
     if template is None:  # one of an earlier adapter, which the new folder took over
-        (Path(folder) / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)
+        (Path(folder).expanduser() / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)
 
 
 def load_adapter(

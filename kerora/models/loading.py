@@ -153,7 +153,7 @@ def resolve_source(source: str | os.PathLike[str]) -> str:
     Raises:
         ModelSourceError: If it is none of these.
     """
-    name = os.fspath(source)
+    name = os.path.expanduser(os.fspath(source))
     folder = BUNDLED.get(name, Path(name))
     if folder.is_dir():
         _check_folder(folder)

@@ -9,9 +9,11 @@ import pytest
 from safetensors import safe_open
 from tiny_backbones import tiny_backbone
 
+import kerora
 from kerora.adapters import AdapterError, LoraConfig, adapter_configs, add_adapter
 from kerora.adapters.targets import candidates
 from kerora.interchange import inspect_adapter, load_adapter, save_adapter
+from kerora.interchange.merge import merge_folder
 
 IDS = np.arange(12, dtype="int32")[None]
 
@@ -173,3 +175,20 @@ def test_weights_that_would_be_lost_are_an_error(tmp_path):
     assert not (tmp_path / "adapter").exists()
     with pytest.raises(AdapterError, match=r"No adapter named 'other'.*default"):
         save_adapter(model, tmp_path / "adapter", "other")
+
+
+def test_the_users_own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    model = kerora.from_preset("tiny_gemma")
+    model.backbone.enable_lora(2)
+    model.save_adapter("~/adapter")
+    assert merge_folder("tiny_gemma", "~/adapter", "~/merged") > 0
+    merged = kerora.from_preset("~/merged")
+    merged.load_adapter("~/adapter", force=True)
+    merged.save_adapter("~/again")
+    config = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "merged")
+    assert os.listdir(".") == []
