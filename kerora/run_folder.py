@@ -57,12 +57,39 @@ class RunFolder:
         return self.metrics.exists() or any(self.checkpoints.glob("*"))
 
 
+def claim_folder(path: Path) -> Path:
+    """Make a folder of this name, or with -2, -3, … after it where that is another process's.
+
+    Raises:
+        RunError: It cannot be made.
+    """
+    claimed, number = path, 1
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                claimed.mkdir()
+                return claimed
+            except FileExistsError:
+                number += 1
+                claimed = path.with_name(f"{path.name}-{number}")
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
 @contextlib.contextmanager
-def open_run_folder(path: str | os.PathLike[str], recipe: Recipe) -> Iterator[RunFolder]:
+def open_run_folder(
+    path: str | os.PathLike[str], recipe: Recipe, *, claimed: bool = False
+) -> Iterator[RunFolder]:
     """The folder of a new run, or of one that is continued; locked while it is open.
 
     A new one that ends with nothing in it but the recipe is removed. Nothing heavy is imported for
     it, so that what is wrong with a folder is told at once.
+
+    Args:
+        path: The folder.
+        recipe: Of the run.
+        claimed: Whether the folder was made for this run, by `claim_folder`.
 
     Raises:
         RunError: It cannot be written, another process runs in it, or it belongs to another recipe
@@ -70,13 +97,12 @@ def open_run_folder(path: str | os.PathLike[str], recipe: Recipe) -> Iterator[Ru
             would overwrite what is not its own.
     """
     folder = RunFolder(path)
-    is_new = not folder.path.exists()
+    is_new = claimed or not folder.path.exists()
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         lock = open(folder.path / _LOCK, "w")  # noqa: SIM115 - held while the run lasts
     except OSError as error:
-        reason = error.strerror or error
-        raise RunError(f"{folder.path}: this run folder cannot be written: {reason}") from None
+        raise _cannot_write(folder.path, error) from None
     with lock:
         _lock(lock, folder.path)
         try:
@@ -86,6 +112,11 @@ def open_run_folder(path: str | os.PathLike[str], recipe: Recipe) -> Iterator[Ru
             written = {path.name for path in folder.path.glob("*")}
             if is_new and written <= {_LOCK, folder.recipe.name}:
                 shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> RunError:
+    reason = error.strerror or error
+    return RunError(f"{path}: this run folder cannot be written: {reason}")
 
 
 def _keep_recipe(recipe: Recipe, folder: RunFolder) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ import yaml
 from kerora.evaluation import Answer, TokenScores
 from kerora.recipe import Recipe
 from kerora.run import _stored
-from kerora.run_folder import RunError, StepRecord, open_run_folder, read_step_records
+from kerora.run_folder import RunError, StepRecord, claim_folder, open_run_folder, read_step_records
 from kerora.run_measure import Measurement
 
 ASKED = {"model": {"source": "tiny_gemma"}, "data": {"train": "tiny_gemma/train.jsonl"}}
@@ -169,3 +170,19 @@ def test_the_users_own_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     with open_run_folder("~/run", quickstart()):
         assert (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_runs_that_start_together_have_a_folder_each(tmp_path):
+    (tmp_path / "file").write_text("")
+    with ThreadPoolExecutor(8) as pool:
+        claimed = list(pool.map(claim_folder, [tmp_path / "runs" / "mine"] * 8))
+    numbered = ["mine", *(f"mine-{number}" for number in range(2, 9))]
+    assert sorted(path.name for path in claimed) == numbered
+    with pytest.raises(RunError, match="cannot be written"):
+        claim_folder(tmp_path / "file" / "mine")
+    with (
+        pytest.raises(ValueError, match="bad targets"),
+        open_run_folder(claimed[0], quickstart(), claimed=True),
+    ):
+        raise ValueError("bad targets")
+    assert not claimed[0].exists()

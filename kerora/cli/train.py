@@ -27,20 +27,21 @@ def train(
     Example: `kerora train configs/quickstart.yaml epochs=2 output=runs/first`
     """
     output, overrides = _split(changes or [])
-    folder = output or _new_folder(recipe)
-    again = shlex.join(["kerora", "train", str(recipe), *overrides, f"output={folder}"])
-    with session(continue_with=again):
+    with session():
         from kerora.recipe import load_recipe
+        from kerora.run_folder import claim_folder, open_run_folder
 
         checked = load_recipe(recipe, overrides)
+        folder = Path(output) if output else claim_folder(_new_folder(recipe))
+    again = shlex.join(["kerora", "train", str(recipe), *overrides, f"output={folder}"])
+    with session(continue_with=again):
         from rich.console import Console
 
         from kerora.quiet import quiet
-        from kerora.run_folder import open_run_folder
 
         console = Console(highlight=False, soft_wrap=True)
         # What is wrong with the folder is told before the seconds that imports take.
-        with open_run_folder(folder, checked) as run_folder:
+        with open_run_folder(folder, checked, claimed=not output) as run_folder:
             with quiet():
                 from kerora.run import carry_out
                 from kerora.run_text import figures_table, places
@@ -57,5 +58,5 @@ def _split(changes: list[str]) -> tuple[str | None, list[str]]:
     return (outputs[-1] or None) if outputs else None, overrides
 
 
-def _new_folder(recipe: Path) -> str:
-    return str(Path("runs") / f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+def _new_folder(recipe: Path) -> Path:
+    return Path("runs") / f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
