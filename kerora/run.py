@@ -27,7 +27,7 @@ from kerora.run_folder import (
     write_whole,
 )
 from kerora.run_measure import Measurement, Probe, ScoreEvery, validation_losses
-from kerora.run_parts import RunData, check_data, prepare_data, prepare_model
+from kerora.run_parts import RunData, check_data, data_digests, prepare_data, prepare_model
 from kerora.run_plot import draw_loss
 from kerora.run_text import data_lines, model_lines, samples_page
 from kerora.task import Task
@@ -97,6 +97,9 @@ def carry_out(recipe: Recipe, folder: RunFolder, console: Any = None) -> RunResu
         return _finished(folder)
     keras.utils.set_random_seed(recipe.seed)
     check_data(recipe.data)
+    digests = data_digests(recipe.data)
+    if folder.before.exists():
+        _check_unchanged(folder, digests)
     with quiet():
         model = prepare_model(recipe)
         data = prepare_data(recipe, model)
@@ -116,7 +119,7 @@ def carry_out(recipe: Recipe, folder: RunFolder, console: Any = None) -> RunResu
         (before,) = stored[1:]
     else:
         console.print("Measuring before the first step")
-        before = _measure_before(folder, model, data, probe, steps)
+        before = _measure_before(folder, model, data, probe, steps, digests)
     _train(recipe, folder, model, data, probe, steps, console, began)
     console.print("Measuring after the last step")
     after = probe.measure(steps)
@@ -126,13 +129,31 @@ def carry_out(recipe: Recipe, folder: RunFolder, console: Any = None) -> RunResu
     return result
 
 
+def _check_unchanged(folder: RunFolder, digests: dict[str, str]) -> None:
+    """The position in the data is of the rows that the run began with."""
+    there = read_json_object(folder.before, RunError).get("data", digests)
+    there = there if isinstance(there, dict) else {}
+    changed = [path for path in {**there, **digests} if there.get(path) != digests.get(path)]
+    if changed:
+        raise RunError(
+            f"The data changed since the run in {folder.path} began: {', '.join(changed)}. Put "
+            "back what it began with, or give another output=DIR to begin anew."
+        )
+
+
 def _measure_before(
-    folder: RunFolder, model: Task, data: RunData, probe: Probe, steps: int
+    folder: RunFolder,
+    model: Task,
+    data: RunData,
+    probe: Probe,
+    steps: int,
+    digests: dict[str, str],
 ) -> Measurement:
     """Measured once: an interrupted run goes on with these figures."""
     before = probe.measure(0)
     save_checkpoint(folder.checkpoints, model, 0, data.batches.state_at(0))
-    write_json(folder.before, {"steps": steps, "before": dataclasses.asdict(before)})
+    record = {"steps": steps, "data": digests, "before": dataclasses.asdict(before)}
+    write_json(folder.before, record)
     return before
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
+import hashlib
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +61,20 @@ def check_data(recipe: DataRecipe) -> None:
     open_source(data_paths(recipe.train))
     if not isinstance(recipe.validation, int | float):
         open_source(data_paths(recipe.validation))
+
+
+def data_digests(recipe: DataRecipe) -> dict[str, str]:
+    """The SHA-256 of every file of rows that the recipe names, by its path."""
+    sources = [data_paths(recipe.train)]
+    if not isinstance(recipe.validation, int | float):
+        sources.append(data_paths(recipe.validation))
+    names = [name for s in sources for name in ([s] if isinstance(s, str) else s)]
+    digests = {}
+    for name in map(os.path.expanduser, names):
+        for path in [name] if os.path.isfile(name) else glob.glob(name, recursive=True):
+            with open(path, "rb") as file:
+                digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def prepare_model(recipe: Recipe) -> Task:

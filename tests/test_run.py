@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import keras
 import keras_hub
@@ -70,6 +71,24 @@ def test_another_recipe_shows_what_differs(tmp_path):
         pass
     assert "adapter.rank: '(none)' there, 2 now" in str(caught.value)
     assert "checkpoint_seconds" not in str(caught.value)
+
+
+def test_a_run_does_not_go_on_over_other_rows(tmp_path, monkeypatch):
+    asked = recipe(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    began_with = rows.read_text()
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("kerora.run._train", cut_off)
+        run(asked, tmp_path / "run")
+    rows.write_text(began_with.replace("cat", "dog"))
+    with pytest.raises(RunError, match=rf"data changed since .* began: {re.escape(str(rows))}\."):
+        run(asked, tmp_path / "run")
+    rows.write_text(began_with)
+    assert run(asked, tmp_path / "run").steps == 3
 
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
