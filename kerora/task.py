@@ -173,9 +173,7 @@ class Task(TextTraining, TextGeneration, AdaptedModel):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> keras.Model:
         task = adapt(super().from_config(config, custom_objects))
-        # Files of before hold neither.
-        task.source = config.get("source")
-        task.chat_template = config.get("chat_template")
+        task.source, task.chat_template = config["source"], config["chat_template"]
         return task
 
     def save_to_preset(self, preset_dir: Any, **kwargs: Any) -> None:

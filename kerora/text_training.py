@@ -82,7 +82,7 @@ class TextTraining(StepModel):
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         arguments = keras.saving.deserialize_keras_object(config)
-        default_rate = arguments.pop("default_rate", None)  # not in files of before
+        default_rate = arguments.pop("default_rate")
         self.compile(**arguments)
         self._default_rate = default_rate
         self.optimizer.build(self.trainable_variables)
