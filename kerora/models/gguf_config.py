@@ -14,7 +14,7 @@ from kerora.models.gguf_gemma4 import gemma4_fields
 from kerora.models.gguf_later_gemma import LATER_GEMMA
 from kerora.models.gguf_metadata import Metadata
 from kerora.models.gguf_qwen35 import QWEN35, qwen35_fields, qwen35_layers
-from kerora.models.gguf_rope import llama3_scaling, scaling_factor, scaling_type
+from kerora.models.gguf_rope import llama3_scaling
 from kerora.models.gguf_shapes import check_shapes
 
 # GGUF architecture -> Hugging Face `model_type`. A Mistral is converted to GGUF as "llama", and so
@@ -154,10 +154,10 @@ def _own_fields(
 
 def _rotary(file: GGUFFile, metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     theta = metadata.number("rope.freq_base", 10_000.0)
-    kind = scaling_type(metadata)
+    kind = metadata.get("rope.scaling.type") or "none"
     scaling: dict[str, Any] = {"rope_type": "default"}
     if kind != "none":
-        scaling = {"rope_type": kind, "factor": scaling_factor(metadata) or 1.0}
+        scaling = {"rope_type": kind, "factor": metadata.number("rope.scaling.factor")}
     if _ROPE_FACTORS in file.tensors:
         scaling = llama3_scaling(file, _ROPE_FACTORS, theta, config["head_dim"])
     full = {**scaling, "rope_theta": theta}

@@ -20,26 +20,9 @@ def check_unscaled(file: GGUFFile, metadata: Metadata) -> None:
     Raises:
         ModelSourceError: If the metadata name a scaling.
     """
-    kind = scaling_type(metadata)
-    if kind != "none":
-        raise file.error(f"its rotary scaling is {kind[:80]!r}, and KerasHub's model has none")
-
-
-def scaling_type(metadata: Metadata) -> str:
-    """The name of the rotary scaling, `"none"` where there is none.
-
-    As in llama.cpp a factor without a name is linear scaling.
-    """
     kind = metadata.get("rope.scaling.type")
-    if kind is not None:
-        return str(kind)
-    return "none" if scaling_factor(metadata) in (None, 1) else "linear"
-
-
-def scaling_factor(metadata: Metadata) -> float | None:
-    """What rotary positions are divided by, under its newer or its older key; None without one."""
-    newer = metadata.optional_number("rope.scaling.factor")
-    return metadata.optional_number("rope.scale_linear") if newer is None else newer
+    if kind is not None and str(kind) != "none":
+        raise file.error(f"its rotary scaling is {str(kind)[:80]!r}, and KerasHub's model has none")
 
 
 def llama3_scaling(file: GGUFFile, name: str, theta: float, dimension: int) -> dict[str, Any]:

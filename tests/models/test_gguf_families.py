@@ -70,7 +70,6 @@ CONTRADICTIONS = [
     ("qwen3_5", "rope.dimension_count", 3, "3 of each head's 16 numbers"),
     ("qwen3_5", "rope.dimension_count", 18, "18 of each head's 16 numbers"),
     ("qwen3_5", "rope.scaling.type", "yarn", "rotary scaling is 'yarn'"),
-    ("qwen3_5", "rope.scaling.factor", 4.0, "rotary scaling is 'linear'"),
     ("qwen3_5", "rope.scaling.type", numbers(1, 2), "rotary scaling is '.1 2.'"),
     ("qwen3_5", "attention.head_count_kv", HUGE, SHAPE),
     ("qwen3_5_moe", "expert_feed_forward_length", HUGE, SHAPE),

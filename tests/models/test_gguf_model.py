@@ -68,22 +68,6 @@ def test_quantised_weights_are_those_that_the_file_holds(name, kind, tmp_path):
     np.testing.assert_allclose(keras_logits(model), torch_logits(reference), atol=2e-4)
 
 
-@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
-def test_a_factor_without_a_type_is_linear_scaling(key, tmp_path, monkeypatch):
-    # As llama.cpp reads it.
-    add_base = gguf.GGUFWriter.add_rope_freq_base
-
-    def add_factor_too(writer, base):
-        add_base(writer, base)
-        writer.add_float32(f"llama.{key}", 4.0)
-
-    monkeypatch.setattr(gguf.GGUFWriter, "add_rope_freq_base", add_factor_too)
-    rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}
-    reference = tiny_gguf("llama", tmp_path / "model.gguf", rope_parameters=rope)
-    model = load_task(tmp_path / "model.gguf", preprocessor=None)
-    np.testing.assert_allclose(keras_logits(model), torch_logits(reference), atol=1e-4)
-
-
 @pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
 def test_quantised_experts_are_those_that_the_file_holds(name, kind, tmp_path):
