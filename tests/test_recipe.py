@@ -149,7 +149,7 @@ def test_a_wrong_override_is_named_instead_of_a_line(write):
         ("epochs=0", "expected a whole number (at least 1) or null. Received: 0"),
         ("adapter=nnone", "expected a section of keys or none. Received: 'nnone'"),
         ("model.source=./nowhere/model", "no such folder or .gguf file: './nowhere/model'"),
-        ("model.chat_template=chatlm", "one of chatml, gemma, llama3, plain, qwen, a .jinja file"),
+        ("model.chat_template=chatlm", "one of chatml, gemma, llama3, phi3, plain, qwen"),
         ("model.chat_template='{% for'", "not valid Jinja"),
         ("data.train=[]", "an empty list of files"),
         ("data.train=rows/*.jsonl", "no such file: 'rows/*.jsonl'"),
