@@ -250,8 +250,8 @@ def _token_weights(sample_weight: Any, labels: Any) -> Any:
     ones = ops.ones(ops.shape(labels))
     if sample_weight is None:
         return ones
-    weights = ops.cast(sample_weight, "float32")
-    return (weights[:, None] if len(weights.shape) == 1 else weights) * ones
+    # Not by the rank: TensorFlow's pipelines may hand over weights of an unknown one.
+    return ops.reshape(ops.cast(sample_weight, "float32"), (ops.shape(labels)[0], -1)) * ones
 
 
 def _divisor(reduction: Reduction, labels: Any, weight_sum: Any) -> Any:
