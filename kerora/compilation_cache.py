@@ -23,7 +23,9 @@ def keep_compiled_code() -> None:
         "jax_persistent_cache_min_compile_time_secs": 0.2,
     }
     for name, value in settings.items():
+        if name.upper() in os.environ:
+            continue
         # JAX reads its variables once, when it is imported.
-        os.environ.setdefault(name.upper(), str(value))
+        os.environ[name.upper()] = str(value)
         if jax:
             jax.config.update(name, value)

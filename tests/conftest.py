@@ -17,6 +17,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+def pytest_configure(config):
+    """Files of tests, and the programs that they start, share models: what JAX compiled for one,
+    however quickly, the others find. `pytest --cache-clear` deletes it."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("compiled"))
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     """Whatever a test draws without a seed of its own (initial weights) is the same each time."""

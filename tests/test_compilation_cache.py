@@ -10,6 +10,12 @@ from backends import once
 
 pytestmark = once
 
+THRESHOLD = """
+import jax
+import kerora
+print(jax.config.jax_persistent_cache_min_compile_time_secs)
+"""
+
 COMPILE = """
 {before}
 import kerora
@@ -30,16 +36,20 @@ print(sum("cache_hit" in name for name in events))
 """
 
 
-def hits(folder, before="", **environment):
+def printed(program, folder, **environment):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE.format(before=before)],
+        [sys.executable, "-c", program],
         env={**kept, "KERAS_BACKEND": "jax", "XDG_CACHE_HOME": str(folder), **environment},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return int(done.stdout)
+    return float(done.stdout)
+
+
+def hits(folder, before="", **environment):
+    return printed(COMPILE.format(before=before), folder, **environment)
 
 
 @pytest.mark.parametrize("before", ["", "import jax"])
@@ -54,3 +64,7 @@ def test_a_folder_that_the_user_chose_stays(tmp_path):
     hits(tmp_path, chosen)
     hits(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "b"))
     assert not Path(tmp_path / "kerora").exists()
+
+
+def test_how_long_the_user_lets_compiling_take_unkept_stays(tmp_path):
+    assert printed(THRESHOLD, tmp_path, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="7") == 7

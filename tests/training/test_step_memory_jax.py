@@ -92,7 +92,8 @@ print((_resident_bytes() - before) / (SIZE * COUNT))
 
 def test_what_compiling_took_goes_back(tmp_path):
     alone, watched = (
-        printed(COMPILE, how, XDG_CACHE_HOME=str(tmp_path / how)) for how in ("alone", "watched")
+        printed(COMPILE, how, JAX_COMPILATION_CACHE_DIR=str(tmp_path / how))
+        for how in ("alone", "watched")
     )
     assert alone > 0.9, "this C library keeps nothing"
     assert watched < 0.5
