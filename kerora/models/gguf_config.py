@@ -14,7 +14,7 @@ from kerora.models.gguf_gemma4 import gemma4_fields
 from kerora.models.gguf_later_gemma import LATER_GEMMA
 from kerora.models.gguf_metadata import Metadata
 from kerora.models.gguf_qwen35 import QWEN35, qwen35_fields, qwen35_layers
-from kerora.models.gguf_rope import llama3_scaling
+from kerora.models.gguf_rope import llama3_scaling, scaling_of_positions
 from kerora.models.gguf_shapes import check_shapes
 
 # GGUF architecture -> Hugging Face `model_type`. A Mistral is converted to GGUF as "llama", and so
@@ -154,16 +154,19 @@ def _own_fields(
 
 def _rotary(file: GGUFFile, metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     theta = metadata.number("rope.freq_base", 10_000.0)
-    kind = metadata.get("rope.scaling.type") or "none"
-    scaling: dict[str, Any] = {"rope_type": "default"}
-    if kind != "none":
-        scaling = {"rope_type": kind, "factor": metadata.number("rope.scaling.factor")}
+    scaling = scaling_of_positions(metadata)
     if _ROPE_FACTORS in file.tensors:
+        if scaling["rope_type"] != "default":
+            raise file.error(
+                f"its rotary scaling is {scaling['rope_type'][:80]!r} by {scaling['factor']}, and "
+                f"that of '{_ROPE_FACTORS}' too; KerasHub's model has one of them"
+            )
         scaling = llama3_scaling(file, _ROPE_FACTORS, theta, config["head_dim"])
     full = {**scaling, "rope_theta": theta}
     if config["model_type"] != "gemma3_text":
         return {"rope_theta": theta, "rope_parameters": full}
     if full["rope_type"] not in ("default", "linear"):
+        kind = full["rope_type"][:80]
         raise file.error(f"its rotary scaling is {kind!r}; KerasHub's Gemma 3 has linear scaling")
     local = metadata.number("rope.freq_base_swa", 10_000.0)
     sliding = {"rope_type": "default", "rope_theta": local}

@@ -1,4 +1,4 @@
-"""Rotary scaling: Llama 3's, from the factors that a GGUF file stores instead of its parameters."""
+"""Rotary scaling in a GGUF file: of all positions, or Llama 3's, of which it has the divisors."""
 
 from __future__ import annotations
 
@@ -20,9 +20,25 @@ def check_unscaled(file: GGUFFile, metadata: Metadata) -> None:
     Raises:
         ModelSourceError: If the metadata name a scaling.
     """
-    kind = metadata.get("rope.scaling.type")
-    if kind is not None and str(kind) != "none":
-        raise file.error(f"its rotary scaling is {str(kind)[:80]!r}, and KerasHub's model has none")
+    kind = scaling_of_positions(metadata)["rope_type"]
+    if kind != "default":
+        raise file.error(f"its rotary scaling is {kind[:80]!r}, and KerasHub's model has none")
+
+
+def scaling_of_positions(metadata: Metadata) -> dict[str, Any]:
+    """The `rope_scaling` of a Hugging Face config that the metadata name, as llama.cpp reads it.
+
+    A factor without a type is linear scaling, a type without a factor (or with 0) scales by 1, and
+    older files have the factor under another key.
+    """
+    given = metadata.get("rope.scaling.type")
+    kind = "linear" if given is None else str(given)
+    is_newer = metadata.get("rope.scaling.factor") is not None
+    key = "rope.scaling.factor" if is_newer else "rope.scale_linear"
+    factor = metadata.optional_number(key) or 1.0
+    if kind == "none" or (kind == "linear" and factor == 1):
+        return {"rope_type": "default"}
+    return {"rope_type": kind, "factor": factor}
 
 
 def llama3_scaling(file: GGUFFile, name: str, theta: float, dimension: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ converters were written for.
 | model type | what transformers 5 writes | what the converter reads |
 |---|---|---|
 | `qwen3_moe`, `qwen3_5_moe` | `num_local_experts` | `num_experts` |
+| `llama` | `rope_parameters`, where older files have `rope_scaling` | Llama 3's scaling alone |
 | `bart` | `encoder_layers` | `num_hidden_layers` |
 | `gemma4` | `per_layer_config` | `global_head_dim`, `num_global_key_value_heads` |
 | `qwen3_5_text`, `qwen3_5_moe_text` | the language model alone | it under `text_config` |
@@ -91,6 +92,8 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
         }
     if family == "gemma4_text":
         return _with_global_fields(config)
+    if family == "llama" and config.get("rope_scaling") and not config.get("rope_parameters"):
+        return _with_rope_parameters(config)
     if family == "bart":
         return {"num_hidden_layers": config.get("encoder_layers"), **config}
     if family == "qwen3_moe":
@@ -116,6 +119,16 @@ def _with_experts(text: dict[str, Any]) -> dict[str, Any]:
     if "num_experts" in text or "num_local_experts" not in text:
         return text
     return {**text, "num_experts": text["num_local_experts"]}
+
+
+def _with_rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    scaling = config["rope_scaling"]
+    rope = {
+        "rope_type": scaling.get("type", "default"),
+        "rope_theta": config.get("rope_theta", 10_000.0),
+        **scaling,
+    }
+    return {**config, "rope_parameters": rope, "rope_scaling": None}
 
 
 def _with_global_fields(text: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | `rms_norm_eps` | Llama, Gemma, Gemma 2; inside the blocks also Gemma 3 and Qwen 3 |
 | `rope_parameters` (Llama 3 scaling) | Llama, when written by transformers 5 |
 | `rope_parameters` (YaRN) | GPT-OSS, when written by transformers 5 |
+| `rope_parameters` (linear scaling: it is taken, and its layers pass it by) | Llama |
+| `rope_parameters` (linear scaling) | Gemma, Gemma 2 |
 | `rope_theta` | Gemma, Gemma 2, Gemma 3 |
 | `rope_type` other than linear, a `factor` of the default one | Gemma 3: refused |
 | `query_pre_attn_scalar` | Gemma 2, Gemma 3 (always taken as `head_dim`) |
@@ -66,6 +68,8 @@ _MENDED = (*_ROTARY, "gemma3", "gemma3_text", "gpt_oss")
 # Their layers take the size of a head as hidden size / heads.
 _FIXED_HEAD = ("llama", "qwen2", "mixtral", "qwen2_moe", "smollm3")
 _LINEAR_SCALING = ("mistral", "qwen2", "qwen3", *_WITH_EXPERTS)
+# Linear scaling can be set on their layers alone.
+_SCALED_LAYERS = ("gemma", "gemma2")
 # The field of the epsilon of LayerNormalization, and its default.
 _LAYER_NORM_EPSILON = {
     "gpt2": ("layer_norm_epsilon", 1e-5),
@@ -92,6 +96,11 @@ _ACTIVATIONS = {
     "albert": ("hidden_act", _APPROXIMATE_GELU),
     "distilbert": ("activation", ("gelu",)),
     "bart": ("activation_function", ("gelu",)),
+}
+_LLAMA3_OF_ALL = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 1,
 }
 _IMAGE_FIELDS = {"qkv_bias": True, "use_swiglu_ffn": False}
 _DEFAULT_THETA = 10_000.0
@@ -217,6 +226,8 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
             if family in _GEMMA and hasattr(layer, "max_wavelength"):
                 theta = _gemma_theta(family, text, sliding[index])
                 _set(backbone, layer, "max_wavelength", theta)
+                if family in _SCALED_LAYERS and _rope(text)["rope_type"] == "linear":
+                    _set(backbone, layer, "scaling_factor", _rope(text)["factor"])
             if family in _GEMMA and hasattr(layer, "query_head_dim_normalize"):
                 scalar = text.get("query_pre_attn_scalar") or text["head_dim"]
                 by_head = scalar == text["head_dim"]
@@ -248,10 +259,15 @@ def _rotary_arguments(family: str, rope: dict[str, Any]) -> dict[str, Any]:
         raise inexpressible(family, "partial_rotary_factor", rope["partial_rotary_factor"], 1.0)
     if kind == "default":
         return {}
-    if kind == "linear" and family == "llama":
-        return {"rope_position_scaling_factor": rope["factor"]}
+    if kind == "linear" and family in _SCALED_LAYERS:
+        return {}
     if kind == "linear" and family in _LINEAR_SCALING:
         return {"rope_scaling_factor": rope["factor"]}
+    if kind == "linear" and family == "llama":
+        # `rope_position_scaling_factor` is passed by. Llama 3's scaling divides by its factor the
+        # frequencies of wavelengths past the context, and none is as short as a context of 1.
+        rope = {**_LLAMA3_OF_ALL, "factor": rope["factor"]}
+        kind = "llama3"
     if kind == "llama3" and family == "llama":
         return {
             "rope_frequency_adjustment_factor": rope["factor"],

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import gguf
 import keras
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from kerora.adapters import LoraConfig, add_adapter
 from kerora.data.chat import ChatTemplate
 from kerora.data.formats import Message
 from kerora.interchange import save_gguf_adapter
+from kerora.models.gguf_file import GGUFFile
 from kerora.models.loading import load_task
 
 pytest.importorskip("transformers")
@@ -94,6 +96,18 @@ def test_random_models_answer_alike(name, tmp_path):
     behind = logits.max(-1) - logits[np.arange(len(answer)), answer]
     assert behind.max() <= TIES.get(name, 0.0)
     assert answer != LlamaCpp(base, context=64).greedy(prompt, 20)
+
+
+def test_a_rotary_factor_without_a_type_is_linear_scaling(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf.GGUFWriter, "add_rope_scaling_type", lambda *_: None)
+    base = tmp_path / "model.gguf"
+    rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}
+    tiny_gguf("llama", base, vocabulary=VOCABULARY, vocab_size=260, rope_parameters=rope)
+    assert "llama.rope.scaling.type" not in GGUFFile(base).fields
+    prompt = [1, 75, 104, 111, 40]
+    answer = LlamaCpp(base, context=64).greedy(prompt, 20)
+    logits = keras_logits(load_task(base, preprocessor=None), np.array([prompt + answer]))
+    assert logits[0, len(prompt) - 1 : -1].argmax(-1).tolist() == answer
 
 
 @needs_real_models

@@ -9,12 +9,14 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
+from backends import once
 
 import kerora
 from benchmarks.interchange import BOUND, GGUF_FAMILIES, gguf_difference
-from benchmarks.tiny_gguf import tiny_gguf
+from benchmarks.tiny_gguf import ARCHITECTURES, tiny_gguf
 from benchmarks.tiny_logits import keras_logits, torch_logits
 from kerora.models.errors import ModelSourceError
+from kerora.models.gguf_config import huggingface_config
 from kerora.models.gguf_file import GGUFFile
 from kerora.models.gguf_model import as_huggingface_folder
 from kerora.models.loading import chat_template, load_task
@@ -37,6 +39,14 @@ def real_file(name: str) -> Path:
     if not path.is_file():
         pytest.skip(f"KERORA_REAL_MODELS holds no {path.name}")
     return path
+
+
+def linear(name):
+    rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}
+    if name == "gemma3":
+        local = {"rope_type": "default", "rope_theta": 700.0}
+        rope = {"full_attention": rope, "sliding_attention": local}
+    return {"rope_parameters": rope}
 
 
 def tokens_of(model, text: str) -> list[int]:
@@ -66,6 +76,55 @@ def test_quantised_weights_are_those_that_the_file_holds(name, kind, tmp_path):
     reference = tiny_gguf(name, tmp_path / "model.gguf", KINDS[kind], **sizes)
     model = load_task(tmp_path / "model.gguf", preprocessor=None)
     np.testing.assert_allclose(keras_logits(model), torch_logits(reference), atol=2e-4)
+
+
+@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3"])
+def test_a_rotary_factor_without_a_type_is_linear_scaling(name, key, tmp_path, monkeypatch):
+    # As llama.cpp reads it.
+    if keras.backend.backend() != "jax":
+        pytest.skip("the rest of the way is that of a folder, which is tested on each backend")
+
+    def add_factor(writer, factor):
+        writer.add_float32(f"{writer.arch}.{key}", factor)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_rope_scaling_type", lambda *_: None)
+    monkeypatch.setattr(gguf.GGUFWriter, "add_rope_scaling_factor", add_factor)
+    reference = tiny_gguf(name, tmp_path / "model.gguf", **GGUF_FAMILIES[name], **linear(name))
+    assert f"{ARCHITECTURES.get(name, name)}.{key}" in GGUFFile(tmp_path / "model.gguf").fields
+    model = load_task(tmp_path / "model.gguf", preprocessor=None)
+    np.testing.assert_allclose(keras_logits(model), torch_logits(reference), atol=1e-4)
+
+
+@once
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"rope.scaling.factor": 0.0, "rope.scale_linear": 4.0}, {"rope_type": "default"}),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {"rope_type": "default"}),
+        ({"rope.scaling.type": "linear"}, {"rope_type": "default"}),
+        (
+            {"rope.scaling.type": "linear", "rope.scale_linear": 4.0},
+            {"rope_type": "linear", "factor": 4.0},
+        ),
+    ],
+)
+def test_which_rotary_factor_counts(fields, expected, tmp_path):
+    # As in llama.cpp's `load_hparams`.
+    tiny_gguf("llama", tmp_path / "model.gguf")
+    file = GGUFFile(tmp_path / "model.gguf")
+    file.fields |= {f"llama.{key}": value for key, value in fields.items()}
+    rope = huggingface_config(file)["rope_parameters"]
+    assert rope == {**expected, "rope_theta": 500.0}
+
+
+@once
+def test_rotary_positions_that_are_scaled_in_two_ways_are_refused(tmp_path):
+    tiny_gguf("llama31_tied", tmp_path / "model.gguf")
+    file = GGUFFile(tmp_path / "model.gguf")
+    file.fields["llama.rope.scaling.factor"] = 4.0
+    with pytest.raises(ModelSourceError, match=r"'linear' by 4.0, and that of 'rope_freqs.weight'"):
+        huggingface_config(file)
 
 
 @pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])

@@ -1,9 +1,12 @@
-"""What KerasHub's layers cannot compute of a Hugging Face configuration is refused."""
+"""What KerasHub drops of a Hugging Face configuration is mended, or refused."""
 
 import json
 
+import numpy as np
 import pytest
+from backends import families, once
 
+from benchmarks.tiny_logits import keras_logits, torch_logits
 from benchmarks.tiny_transformers import tiny_transformers
 from kerora.models.errors import ModelSourceError
 from kerora.models.loading import load_backbone, load_task
@@ -61,6 +64,35 @@ def test_what_keras_layers_cannot_express_is_refused(name, fields, message, tmp_
     (tmp_path / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises(ModelSourceError, match=message):
         load_task(tmp_path, preprocessor=None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    families(["llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen2_moe", "gemma", "gemma2"]),
+)
+def test_linear_scaling_of_rotary_positions(name, tmp_path):
+    rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}
+    window = {"sliding_window": 128} if name in ("mistral", "mixtral", "gemma2") else {}
+    reference = tiny_transformers(name, tmp_path, rope_parameters=rope, **window)
+    model = load_task(tmp_path, preprocessor=None)
+    np.testing.assert_allclose(keras_logits(model), torch_logits(reference), atol=1e-4)
+
+
+@once
+@pytest.mark.parametrize("kind", ["linear", "llama3"])
+def test_scaling_under_the_names_of_older_files(kind, tmp_path):
+    own = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    own |= {"original_max_position_embeddings": 16}
+    scaling = {"factor": 4.0, **(own if kind == "llama3" else {})}
+    rope = {"rope_type": kind, "rope_theta": 500.0, **scaling}
+    reference = tiny_transformers("llama", tmp_path, rope_parameters=rope)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rope_parameters"]
+    name = "type" if kind == "linear" else "rope_type"
+    config |= {"rope_theta": 500.0, "rope_scaling": {name: kind, **scaling}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = load_task(tmp_path, preprocessor=None)
+    np.testing.assert_allclose(keras_logits(model), torch_logits(reference), atol=1e-4)
 
 
 @pytest.mark.parametrize(
