@@ -37,6 +37,7 @@ BIASES = {
     "roberta": "lora_only",
     "vit": "lora_only",
     "dinov2": "all",
+    "dinov2_swiglu": "all",
     "dinov3": "all",
     "swin": "all",
     "metaclip_2": "all",

@@ -53,6 +53,8 @@ IMAGE_ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "deit": ("DeiTConfig", _IMAGE_ENCODER),
     "dinov2": ("Dinov2Config", _DINOV2),
     "dinov2_with_registers": ("Dinov2WithRegistersConfig", {**_DINOV2, "num_register_tokens": 2}),
+    # Between the sizes of its layers lie rounded thirds.
+    "dinov2_swiglu": ("Dinov2Config", {**_DINOV2, "use_swiglu_ffn": True}),
     "dinov3": (
         "DINOv3ViTConfig",
         {**_IMAGE_ENCODER, "num_register_tokens": 2, "use_gated_mlp": True, "rope_theta": 50.0},

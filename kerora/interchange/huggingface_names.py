@@ -20,7 +20,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from kerora.adapters.factorization import layer_kernel_shape
 from kerora.adapters.saved_model import own_class
-from kerora.interchange.model_kinds import model_kind, name_in_model
+from kerora.interchange.model_kinds import model_kind, name_in_model, parts_of_name
 from kerora.models.converters import UnroundedArray, converter_of_backbone
 
 WeightKey = tuple[int, str]
@@ -34,7 +34,8 @@ class HuggingFaceWeight:
     For a kernel with contracted axes `i...` and output axes `o...`, whose Hugging Face matrix is
     `(out, in)`: `kernel[i..., o...] == matrix[rows[o...], columns[i...]]`. A fused matrix, such as
     GPT-2's `c_attn`, fills several kernels, each from rows of its own. A fused kernel, such as
-    Swin's `attention_qkv`, is filled by several matrices, each some of its outputs.
+    Swin's `attention_qkv` or the `weights_in` of DINOv2's SwiGLU, is filled by several matrices,
+    each some of its outputs.
 
     Attributes:
         name: Name in the `transformers` model, for example
@@ -221,7 +222,12 @@ class _Notes:
         return _Unread((name,), self)
 
     def port_weight(self, keras_variable: Any, hf_weight_key: str, hook_fn: Any = None) -> None:
-        if isinstance(keras_variable, _Weight):
+        if not isinstance(keras_variable, _Weight):
+            return
+        parts = parts_of_name(hf_weight_key)
+        if len(parts) > 1:
+            self.fused.append((parts, keras_variable))
+        else:
             hook = hook_fn or (lambda tensor, shape: tensor)
             self.slots.append(_Slot(hf_weight_key, keras_variable, hook))
 
@@ -248,7 +254,8 @@ def _fused_layouts(
 ) -> dict[WeightKey, list[HuggingFaceWeight]]:
     result = {}
     for names, weight in fused:
-        # Of a Dense layer, whose kernel is `(in, out)`; queries, keys and values are as many.
+        # Of a Dense layer, whose kernel is `(in, out)`; its parts (queries, keys and values; what
+        # gates and what is gated) are as many.
         size = weight.shape[-1] // len(names)
         columns = np.arange(weight.shape[0]) if weight.attribute == "kernel" else None
         result[id(weight.layer), weight.attribute] = [

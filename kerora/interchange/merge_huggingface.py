@@ -22,6 +22,7 @@ from kerora.interchange.merge_changes import (
     merged_blocks,
     tensor_changes,
 )
+from kerora.interchange.split_modules import split_places
 from kerora.json_file import read_json_object
 from kerora.models.errors import ModelSourceError
 from kerora.models.huggingface_folder import (
@@ -53,7 +54,8 @@ class HuggingFaceMerge:
         self.files = weight_files(base)
         for file in self.files:
             check_inside(base, file)
-        places = all_places(base)
+        self._contents = contents
+        places = split_places(all_places(base), contents)
         config = read_json_object(base / "config.json", ModelSourceError)
         if not force:  # first: tensors that do not fit say less than that the base is another
             _check_base(contents, places)
@@ -64,7 +66,7 @@ class HuggingFaceMerge:
         """Write the merged files into `folder`."""
         done = 0
         for file in self.files:
-            places = tensor_places(file)
+            places = split_places(tensor_places(file), self._contents)
             with file.open("rb") as source, (folder / file.name).open("wb") as target:
                 start = next(iter(places.values())).start if places else file.stat().st_size
                 _copy(source, target, 0, start)

@@ -40,6 +40,7 @@ from kerora.interchange.layer_names import NamedLayer
 from kerora.interchange.merge_changes import BLOCK, another_base
 from kerora.interchange.other_heads import check_loadable
 from kerora.interchange.peft import biases_in_file, layers_in_file
+from kerora.interchange.split_modules import split_contents
 from kerora.json_file import read_json_object
 from kerora.models.converters import matrices_left_empty
 from kerora.models.errors import ModelSourceError
@@ -86,6 +87,7 @@ class PresetMerge:
 
     def __init__(self, base: Path, contents: AdapterContents, force: bool) -> None:
         check_loadable(contents)
+        contents = split_contents(contents)
         self.base = base
         self.files = weight_files(base)
         self.size = sum(file.stat().st_size for file in self.files)

@@ -34,6 +34,7 @@ class ModelKind:
 
 
 _DINOV2_RENAMED = (
+    (r"mlp\.weights_out", "mlp.down_proj"),
     (r"attention\.(?:attention|self)\.([qkv])(uery|ey|alue)\b", r"attention.\1_proj"),
     (r"attention\.output\.dense", "attention.o_proj"),
 )
@@ -43,6 +44,9 @@ _SWIN_RENAMED = (
     (r"intermediate\.dense", "mlp.fc1"),
     (r"output\.dense", "mlp.fc2"),
 )
+# A module of files, and the modules of the model whose rows it holds one after another.
+_WHOLE = "mlp.weights_in"
+_PARTS = ("mlp.gate_proj", "mlp.up_proj")
 _VIT_RENAMED = (*_SWIN_RENAMED, (r"encoder\.layer\.", "layers."))
 _PALIGEMMA_RENAMED = (
     (r"vision_tower\.vision_model\.", "vision_tower."),
@@ -113,3 +117,11 @@ def name_in_model(name: str, renamed: tuple[tuple[str, str], ...] = _ALL_RENAMED
     for pattern, replacement in renamed:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def parts_of_name(name: str) -> tuple[str, ...]:
+    """What a model of `transformers` calls the parts of a file's tensor, or of an older version's
+    module, in the order of their rows; the name itself but for DINOv2's SwiGLU."""
+    if f".{_WHOLE}." not in f".{name}.":
+        return (name,)
+    return tuple(name.replace(_WHOLE, part) for part in _PARTS)

@@ -40,6 +40,7 @@ from kerora.interchange.model_kinds import model_kind
 from kerora.interchange.notes import VERSION
 from kerora.interchange.other_heads import check_loadable, named_as_in_file, no_layer_for, without
 from kerora.interchange.peft_config import PeftConfig, most_common, write_config
+from kerora.interchange.split_modules import split_contents
 from kerora.interchange.tensor_file import write_tensors
 from kerora.models.huggingface_esm import TokenDropout
 from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE
@@ -165,7 +166,7 @@ def load_adapter(
     contents = inspect_adapter(folder)
     if not force:  # first: layers that do not fit say less than that the base is another
         _check_base(model, contents)
-    contents = without(model, contents, leave_out)
+    contents = without(model, split_contents(contents), leave_out)
     check_loadable(contents)
     layers = layers_in_file(model, contents)
     if not force:

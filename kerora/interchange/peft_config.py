@@ -97,9 +97,13 @@ class PeftConfig:
         """The rank of one module's adapter."""
         return _matching(self.rank_pattern, module, self.rank)
 
+    def alpha_of(self, module: str) -> float:
+        """PEFT's `lora_alpha` of one module."""
+        return _matching(self.alpha_pattern, module, self.alpha)
+
     def scale_of(self, module: str) -> float:
         """The factor on one module's `A·B`."""
-        rank, alpha = self.rank_of(module), _matching(self.alpha_pattern, module, self.alpha)
+        rank, alpha = self.rank_of(module), self.alpha_of(module)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 

@@ -25,7 +25,6 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | `token_type_embeddings` | RoBERTa |
 | `hidden_act` other than GELU | encoders, DINOv3 aside: refused |
 | `qkv_bias` false | ViT, DeiT, DINOv2: refused |
-| `use_swiglu_ffn` (one layer for two of `transformers`) | DINOv2: refused |
 | `use_absolute_embeddings`, an `image_size` that is no whole windows | Swin: refused |
 | `sliding_window` | T5Gemma (none in the encoder, one wider in the decoder) |
 | `token_dropout`, `rope_theta`, and the mask of padding | ESM |
@@ -102,7 +101,6 @@ _LLAMA3_OF_ALL = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 1,
 }
-_IMAGE_FIELDS = {"qkv_bias": True, "use_swiglu_ffn": False}
 _DEFAULT_THETA = 10_000.0
 _CHECKS = {
     "bart": check_bart,
@@ -134,10 +132,9 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
     if family == "gpt2":
         return _gpt2_arguments(text)
     _check_activation(family, text)
-    if family in ("vit", "deit", "dinov2", "dinov2_with_registers"):
-        for field, expressible in _IMAGE_FIELDS.items():
-            if text.get(field, expressible) != expressible:
-                raise inexpressible(family, field, text[field], expressible)
+    has_qkv_bias = family in ("vit", "deit", "dinov2", "dinov2_with_registers")
+    if has_qkv_bias and not text.get("qkv_bias", True):
+        raise inexpressible(family, "qkv_bias", text["qkv_bias"], True)
     if family == "vit":
         return {"layer_norm_epsilon": text.get("layer_norm_eps", 1e-12)}
     if family in _QWEN3_5:

@@ -14,6 +14,7 @@ from benchmarks.interchange import BOUND, difference, randomize_keras
 from benchmarks.tiny_logits import keras_logits, torch_logits
 from benchmarks.tiny_transformers import tiny_transformers
 from kerora.adapters import AdapterError, LoraConfig, adapter_configs, add_adapter
+from kerora.adapters.host import get_adapter
 from kerora.adapters.targets import select
 from kerora.interchange import load_adapter, save_adapter
 from kerora.interchange.merge import merge_folder
@@ -212,7 +213,9 @@ def test_modules_are_merged_into_the_preset_of_a_fused_layer(tmp_path):
     assert difference(merged, tuned) < BOUND
 
 
-@pytest.mark.parametrize("family", ["vit", "dinov2", "dinov3", "metaclip_2", "blip2_opt"])
+@pytest.mark.parametrize(
+    "family", ["vit", "dinov2", "dinov2_swiglu", "dinov3", "metaclip_2", "blip2_opt"]
+)
 def test_adapters_are_merged_into_presets(family, tmp_path):
     tiny_transformers(family, tmp_path / "base")
     with warnings.catch_warnings():
@@ -227,6 +230,107 @@ def test_adapters_are_merged_into_presets(family, tmp_path):
     expected = keras_logits(backbone)
     assert np.abs(expected - plain).max() > 0.1
     assert np.abs(keras_logits(load_backbone(tmp_path / "merged")) - expected).max() < BOUND
+
+
+# DINOv2 with SwiGLU: one layer of KerasHub's, `weights_in`, is two modules of `transformers`, and
+# one tensor of its files.
+GATED = "encoder.layer.0.mlp"
+
+
+@pytest.mark.parametrize(
+    ("targets", "fields", "rank"),
+    [
+        (["up_proj"], {"bias": "lora_only"}, 3),
+        (
+            ["gate_proj", "up_proj", "down_proj"],
+            {
+                "bias": "all",
+                "use_rslora": True,
+                "rank_pattern": {"gate_proj": 5, r"layer\.1\..*up_proj": 1},
+                "alpha_pattern": {"up_proj": 9},
+            },
+            8,
+        ),
+    ],
+)
+def test_halves_that_peft_trained_are_loaded_and_merged(targets, fields, rank, tmp_path):
+    base = tiny_transformers("dinov2_swiglu", tmp_path / "base")
+    tuned = tuned_by_peft(base, tmp_path / "adapter", target_modules=targets, **fields)
+    backbone = load_backbone(tmp_path / "base")
+    before = keras_logits(backbone)
+    load_adapter(backbone, tmp_path / "adapter")
+    assert adapter_configs(backbone)["default"].rank == rank
+    assert np.abs(keras_logits(backbone) - before).max() > 0.1
+    assert difference(backbone, tuned) < BOUND
+
+    merge_folder(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    assert difference(load_backbone(tmp_path / "merged"), tuned) < BOUND
+    merged = transformers.AutoModel.from_pretrained(tmp_path / "merged").eval()
+    assert np.abs(torch_logits(merged) - torch_logits(tuned)).max() < BOUND
+
+
+def test_one_adapter_becomes_those_of_two_halves(tmp_path):
+    tiny_transformers("dinov2_swiglu", tmp_path / "base")
+    backbone = load_backbone(tmp_path / "base")
+    add_adapter(backbone, LoraConfig(rank=3, alpha=5, targets=["weights_in"]))
+    randomize_keras(backbone)
+    save_adapter(backbone, tmp_path / "adapter")
+    factors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    names = [f"base_model.model.{GATED}.{half}_proj" for half in ("gate", "up")]
+    gate, up = (factors[f"{name}.lora_A.weight"] for name in names)
+    np.testing.assert_array_equal(gate, up)
+    kernel_b = keras.ops.convert_to_numpy(
+        get_adapter(backbone.encoder.layers[0].mlp.weights_in, "default").kernel_b
+    )
+    halves = np.concatenate([factors[f"{name}.lora_B.weight"] for name in names])
+    np.testing.assert_array_equal(halves.T, kernel_b)
+    other = load_backbone(tmp_path / "base")
+    load_adapter(other, tmp_path / "adapter")
+    assert adapter_configs(other) == adapter_configs(backbone)
+    np.testing.assert_array_equal(keras_logits(other), keras_logits(backbone))
+
+
+def whole_again(folder):
+    """Make of the halves' adapters, which share their A, that of transformers 4's one module."""
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for name in [name for name in tensors if ".gate_proj." in name]:
+        halves = [tensors.pop(name), tensors.pop(name.replace("gate_proj", "up_proj"))]
+        whole = halves[0] if ".lora_A" in name else np.concatenate(halves)
+        tensors[name.replace("gate_proj", "weights_in")] = whole
+    old = {name.replace("down_proj", "weights_out"): tensor for name, tensor in tensors.items()}
+    save_file(old, file, {"format": "pt"})
+    config = json.loads((folder / "adapter_config.json").read_text())
+    names = ("weights_in", "weights_out")
+    config |= {"target_modules": list(names), "r": 9, "lora_alpha": 27}
+    config |= {"rank_pattern": dict.fromkeys(names, 3), "alpha_pattern": dict.fromkeys(names, 5)}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_the_one_module_of_older_versions(tmp_path):
+    tiny_transformers("dinov2_swiglu", tmp_path / "base")
+    backbone = load_backbone(tmp_path / "base")
+    targets = ["weights_in", "weights_out"]
+    add_adapter(backbone, LoraConfig(rank=3, alpha=5, targets=targets, bias="lora_only"))
+    randomize_keras(backbone)
+    save_adapter(backbone, tmp_path / "adapter")
+    whole_again(tmp_path / "adapter")
+    other = load_backbone(tmp_path / "base")
+    load_adapter(other, tmp_path / "adapter")
+    assert adapter_configs(other)["default"].rank == 3
+    assert np.abs(keras_logits(other) - keras_logits(backbone)).max() < BOUND
+    merge_folder(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    merged = keras_logits(load_backbone(tmp_path / "merged"))
+    assert np.abs(merged - keras_logits(backbone)).max() < BOUND
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the preset lacks the epsilon of the norms
+        load_backbone(tmp_path / "base").save_to_preset(str(tmp_path / "preset"))
+    merge_folder(tmp_path / "preset", tmp_path / "adapter", tmp_path / "merged_preset")
+    adapted = load_backbone(tmp_path / "preset")
+    load_adapter(adapted, tmp_path / "adapter")
+    merged = keras_logits(load_backbone(tmp_path / "merged_preset"))
+    assert np.abs(merged - keras_logits(adapted)).max() < BOUND
 
 
 def test_a_fused_layer_is_merged_into_its_own_base_alone(tmp_path):

@@ -39,7 +39,6 @@ def test_a_classifier_is_read_as_its_encoder(family, tmp_path):
         ("vit", "hidden_act", "relu", "hidden_act"),
         ("deit", "qkv_bias", False, "qkv_bias"),
         ("dinov2", "hidden_act", "relu", "hidden_act"),
-        ("dinov2", "use_swiglu_ffn", True, "use_swiglu_ffn"),
         ("dinov2", "image_size", [28, 28], "image_size"),
         ("dinov3", "image_size", -28, "image_size"),
         ("dinov3", "hidden_act", "quick_gelu", "quick_gelu"),
@@ -58,6 +57,15 @@ def test_a_field_that_cannot_be_computed_is_refused(family, field, value, told, 
     (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
     with pytest.raises(ModelSourceError, match=told):
         load_backbone(tmp_path)
+
+
+def test_swiglu_of_a_dinov2_with_registers(tmp_path):
+    fields = {"use_swiglu_ffn": True, "hidden_size": 40}
+    reference = tiny_transformers("dinov2_with_registers", tmp_path, **fields)
+    # As in published folders.
+    assert "encoder.layer.0.mlp.weights_in.weight" in load_file(tmp_path / "model.safetensors")
+    found = keras_logits(load_backbone(tmp_path))
+    np.testing.assert_allclose(found, torch_logits(reference), atol=1e-4)
 
 
 def test_a_preset_of_a_vit_computes_the_same(tmp_path):
