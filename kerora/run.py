@@ -131,8 +131,7 @@ def carry_out(recipe: Recipe, folder: RunFolder, console: Any = None) -> RunResu
 
 def _check_unchanged(folder: RunFolder, digests: dict[str, str]) -> None:
     """The position in the data is of the rows that the run began with."""
-    there = read_json_object(folder.before, RunError).get("data", digests)
-    there = there if isinstance(there, dict) else {}
+    (there,) = _fields(folder.before, {"data": dict[str, str]})
     changed = [path for path in {**there, **digests} if there.get(path) != digests.get(path)]
     if changed:
         raise RunError(
@@ -253,8 +252,12 @@ def _finished(folder: RunFolder) -> RunResult:
 
 def _stored(path: Path, *names: str) -> tuple[Any, ...]:
     """The number of steps in a file of the run, and its measurements of these names."""
+    return _fields(path, {"steps": _Steps, **dict.fromkeys(names, Measurement)})
+
+
+def _fields(path: Path, kinds: dict[str, Any]) -> tuple[Any, ...]:
+    """Fields of a file of the run, by the types that they are of."""
     record = read_json_object(path, RunError)
-    kinds = {"steps": _Steps, **dict.fromkeys(names, Measurement)}
     try:
         # Strictly typed data classes come from JSON alone, not from dicts.
         return tuple(

@@ -88,6 +88,14 @@ def test_a_run_does_not_go_on_over_other_rows(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=rf"data changed since .* began: {re.escape(str(rows))}\."):
         run(asked, tmp_path / "run")
     rows.write_text(began_with)
+    before = tmp_path / "run" / "before.json"
+    record = json.loads(before.read_text())
+    for damage in ({}, {"data": []}, {"data": {str(rows): 1}}):
+        rest = {name: value for name, value in record.items() if name != "data"}
+        before.write_text(json.dumps(rest | damage))
+        with pytest.raises(RunError, match=r"before\.json is damaged: "):
+            run(asked, tmp_path / "run")
+    before.write_text(json.dumps(record))
     assert run(asked, tmp_path / "run").steps == 3
 
 
