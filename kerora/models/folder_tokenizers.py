@@ -45,21 +45,20 @@ def tokenizer_maker(source: str, family: str) -> Callable[[Any], Any] | None:
     return None
 
 
-def tokenizer_config(source: str) -> dict[str, Any]:
+def tokenizer_config(source: str, file: str = "tokenizer_config.json") -> dict[str, Any]:
     """A folder's tokenizer_config.json; empty where it has none."""
-    path = preset_file(source, "tokenizer_config.json")
+    path = preset_file(source, file)
     return {} if path is None else read_json_object(path, ModelSourceError)
 
 
-def special_token(source: str, name: str) -> str | None:
+def special_token(source: str, name: str, file: str = "tokenizer_config.json") -> str | None:
     """The text of a special token, such as `"bos_token"`, by a folder's tokenizer_config.json."""
-    token = tokenizer_config(source).get(name)
+    token = tokenizer_config(source, file).get(name)
     if isinstance(token, dict):
         token = token.get("content")
     if token is not None and not isinstance(token, str):
         raise ModelSourceError(
-            f"In the tokenizer_config.json of '{source}' `{name}` must be a text. Received: "
-            f"{shown(token)}"
+            f"In the {file} of '{source}' `{name}` must be a text. Received: {shown(token)}"
         )
     return token
 

@@ -37,7 +37,7 @@ from kerora.models.huggingface_tokenizer import mend_tokenizer, mistral_preproce
 from kerora.models.named_templates import PLAIN, WITH_TOOLS, one_template
 from kerora.models.preset_folder import preset_checked
 from kerora.models.refused_families import check_backbone, check_language_model
-from kerora.models.saved_preset import TOKENIZER_FILE
+from kerora.models.saved_preset import restore_word_splitting
 from kerora.models.weight_limit import weights_limited
 from kerora.models.weight_loading import load_weights as fill_with_weights
 
@@ -111,7 +111,7 @@ def load_task_and_template(
             task = keras_hub.models.CausalLM.from_preset(name, **kwargs)
         _check_preprocessor(task.preprocessor, name)
         if task.preprocessor is not None and name not in keras_hub.models.CausalLM.presets:
-            mend_tokenizer(task.preprocessor.tokenizer, name, TOKENIZER_FILE)
+            restore_word_splitting(task.preprocessor.tokenizer, name)
         return task, _own_template(name)
 
 

@@ -1,14 +1,16 @@
 """A model saved as a KerasHub preset: one that loads again, and gives the same answers.
 
-KerasHub's configurations leave out what two of its classes cannot do without. A `LlamaBackbone`
+KerasHub's configurations leave out what three of its classes cannot do without. A `LlamaBackbone`
 does not say that its embeddings are tied; a `Llama3Tokenizer` not what its special tokens are, and
-loading asks for Llama 3's own, which SmolLM2's vocabulary does not have. Nor does any preset say
-how text is split into words: the `tokenizer.json` that does lies beside the vocabulary.
+loading asks for Llama 3's own, which SmolLM2's vocabulary does not have; a `QwenTokenizer` not what
+start token it was given. Nor does any preset say how text is split into words. A `tokenizer.json`
+and a `tokenizer_config.json` beside the vocabulary say these two.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from typing import Any
 import keras
 import keras_hub
 
-from kerora.models.huggingface_tokenizer import is_mended
+from kerora.models.folder_tokenizers import special_token
+from kerora.models.huggingface_tokenizer import is_mended, mend_tokenizer
 
-TOKENIZER_FILE = "assets/tokenizer/tokenizer.json"
+_TOKENIZER_FILE = "assets/tokenizer/tokenizer.json"
+_TOKENIZER_CONFIG = "assets/tokenizer/tokenizer_config.json"
 
 
 def complete_backbone_config(backbone: keras.Model) -> dict[str, Any]:
@@ -42,7 +46,8 @@ def saved_completely(task: keras_hub.models.CausalLM) -> Iterator[None]:
 
 
 def save_word_splitting(task: keras_hub.models.CausalLM, folder: Path) -> bool:
-    """Write the `tokenizer.json` that a model's tokenizer follows into the preset that holds it.
+    """Write the `tokenizer.json` that a model's tokenizer follows into the preset that holds it,
+    and its start token.
 
     Returns:
         False where it follows none: KerasHub then tokenises as the model was shown.
@@ -50,8 +55,25 @@ def save_word_splitting(task: keras_hub.models.CausalLM, folder: Path) -> bool:
     tokenizer: Any = getattr(task.preprocessor, "tokenizer", None)
     if not is_mended(tokenizer):
         return False
-    tokenizer._tokenizer.save(str(folder / TOKENIZER_FILE))
+    tokenizer._tokenizer.save(str(folder / _TOKENIZER_FILE))
+    fields = {"bos_token": tokenizer.start_token}
+    (folder / _TOKENIZER_CONFIG).write_text(json.dumps(fields), encoding="utf-8")
     return True
+
+
+def restore_word_splitting(tokenizer: Any, source: str) -> None:
+    """Have a preset's tokenizer follow what `save_word_splitting` wrote there, if it did.
+
+    Raises:
+        ModelSourceError: If a file cannot be read.
+    """
+    mend_tokenizer(tokenizer, source, _TOKENIZER_FILE)
+    if not is_mended(tokenizer) or tokenizer.start_token is not None:
+        return
+    start = special_token(source, "bos_token", _TOKENIZER_CONFIG)
+    index = None if start is None else tokenizer._tokenizer.token_to_id(start)
+    if index is not None:
+        tokenizer.start_token, tokenizer.start_token_id = start, index
 
 
 @contextlib.contextmanager

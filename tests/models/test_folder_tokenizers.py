@@ -81,8 +81,14 @@ def test_an_end_token_of_another_name(family, tmp_path):
         chat = f"{BEGIN}fish{END}"
         ids = TextTokenizer(each.preprocessor.tokenizer).marked_texts([(chat, True)])
         assert ids == [reference(chat, add_special_tokens=False)["input_ids"]]
-    tokenizer = model.preprocessor.tokenizer
-    assert (tokenizer.start_token, tokenizer.start_token_id) == (BEGIN, reference.bos_token_id)
+        tokenizer = each.preprocessor.tokenizer
+        assert (tokenizer.start_token, tokenizer.start_token_id) == (BEGIN, reference.bos_token_id)
+        inputs = each.preprocessor.generate_preprocess(["fish"], sequence_length=8)
+        assert np.asarray(inputs["token_ids"])[0, 0] == reference.bos_token_id
+    byte_pair_folder(family, "gpt2", tmp_path / "none")
+    change_config(tmp_path / "none", bos_token=None)
+    from_preset(tmp_path / "none").save_to_preset(tmp_path / "keras")
+    assert from_preset(tmp_path / "keras").preprocessor.tokenizer.start_token is None
 
 
 def test_a_gpt2_with_tokenizer_json_alone(tmp_path):
