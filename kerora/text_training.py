@@ -46,7 +46,8 @@ class TextTraining(StepModel):
         Args:
             optimizer: Default: Adam, gradients clipped to a global norm of 1, at a learning rate
                 of 5e-4 for adapters and 2e-5 for full fine-tuning; `fit` takes more for runs of
-                less than 128 steps, twice that in 16.
+                less than 128 steps, twice that in 16. Of a model that computes in float16 it is
+                wrapped in Keras' `LossScaleOptimizer` unless `auto_scale_loss=False`.
             loss: Default: the mean cross-entropy over supervised tokens (`kerora.TokenLoss`).
             weighted_metrics: Default: token accuracy.
             sampler: As in KerasHub. Default: the one that the model has, or KerasHub's own.
@@ -57,6 +58,8 @@ class TextTraining(StepModel):
             rate = _number_that_nobody_types(FULL_LEARNING_RATE)
             optimizer = keras.optimizers.Adam(rate, global_clipnorm=1.0)
             self._default_rate = _learning_rate(optimizer)
+        if self.compute_dtype == "float16" and kwargs.get("auto_scale_loss", True):
+            optimizer = _with_scaled_loss(optimizer)
         if loss == "auto":
             loss = TokenLoss()
         if weighted_metrics == "auto":
@@ -331,6 +334,18 @@ class TextTraining(StepModel):
 def _number_that_nobody_types(rate: float) -> float:
     """The next float32, so that a rate that was set by hand is told from one that kerora chose."""
     return float(np.nextafter(np.float32(rate), np.float32(1)))
+
+
+def _with_scaled_loss(optimizer: Any) -> Any:
+    """An optimizer whose gradients are float16's to hold.
+
+    Keras wraps it where the policy is `mixed_float16`, and not where the base is float16 too.
+    """
+    optimizer = keras.optimizers.get(optimizer)
+    scaled = keras.optimizers.LossScaleOptimizer
+    if optimizer is None or isinstance(optimizer, scaled):
+        return optimizer
+    return scaled(optimizer, name="loss_scale_optimizer")
 
 
 def _learning_rate(optimizer: keras.optimizers.Optimizer) -> float:
