@@ -8,13 +8,13 @@ This file is the one place that replaces `call` of KerasHub's Gemma 4 blocks.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
-from collections.abc import Iterator
 from typing import Any
 
 import keras
+
+from kerora.adapters.stand_in import stand_in
 
 _BLOCK = "Gemma4TextDecoderBlock"
 _LAYERS = ("gating_ffw", "gating_ffw_2", "ffw_linear")
@@ -37,8 +37,8 @@ def call_feedforward_layers() -> None:
 
     @functools.wraps(stock)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _kernels_that_call(self):
-            return stock(self, *args, **kwargs)
+        layers = {name: _Named(getattr(self, name)) for name in _LAYERS}
+        return stock(stand_in(self, **layers), *args, **kwargs)
 
     module.ops, block.call = _Operations(), call
 
@@ -65,18 +65,3 @@ class _Operations:
 
     def matmul(self, x1: Any, x2: Any) -> Any:
         return x2.layer(x1) if isinstance(x2, _Kernel) else keras.ops.matmul(x1, x2)
-
-
-@contextlib.contextmanager
-def _kernels_that_call(block: Any) -> Iterator[None]:
-    # Past Keras' own `__setattr__`, which would track what is no layer of the block's. PyTorch
-    # keeps layers elsewhere, and looks here first.
-    own = vars(block)
-    kept = {name: own[name] for name in _LAYERS if name in own}
-    own.update({name: _Named(getattr(block, name)) for name in _LAYERS})
-    try:
-        yield
-    finally:
-        for name in _LAYERS:
-            del own[name]
-        own.update(kept)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -23,6 +23,7 @@ from kerora.adapters.errors import AdapterError
 from kerora.adapters.factorization import layer_equation, layer_kernel_shape
 from kerora.adapters.int8_head import int8_logits, is_int8_head
 from kerora.adapters.lora import EmbeddingLora, LinearLora, LoraAdapter
+from kerora.adapters.stand_in import stand_in
 
 HOST_TYPES = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Embedding)
 _PREFIX = "adapter_"
@@ -58,24 +59,26 @@ class _Host(keras.layers.Layer):
         raise NotImplementedError(f"{type(self).__name__} does not say how it calls its adapters.")
 
     def call(self, *args, **kwargs):
-        return self._call_adapted(super().call, *args, **kwargs)
+        return self._call_adapted(_base_class(type(self)).call, *args, **kwargs)
 
     def quantized_call(self, *args, **kwargs):
-        return self._call_adapted(super().quantized_call, *args, **kwargs)
+        return self._call_adapted(_base_class(type(self)).quantized_call, *args, **kwargs)
 
 
 class _LinearHost(_Host):
+    activation: Callable | None
+
     def _call_adapted(self, base_call, inputs, *args, **kwargs):
         adapters = [get_adapter(self, name) for name in self.active_adapters]
         if merging_is_cheaper(self, adapters, inputs):
-            with _attribute_replaced(self, "_kernel", _sum_kernel(self, adapters)):
-                return base_call(inputs, *args, **kwargs)
+            merged = stand_in(self, _kernel=_sum_kernel(self, adapters))
+            return base_call(merged, inputs, *args, **kwargs)
         # The delta belongs before the activation, which the layer's own call ends with.
-        with _attribute_replaced(self, "activation", None) as activation:
-            outputs = base_call(inputs, *args, **kwargs)
+        linear = self if self.activation is None else stand_in(self, activation=None)
+        outputs = base_call(linear, inputs, *args, **kwargs)
         for adapter in adapters:
             outputs = outputs + keras.ops.cast(adapter(inputs), outputs.dtype)
-        return outputs if activation is None else activation(outputs)
+        return outputs if self.activation is None else self.activation(outputs)
 
 
 def _sum_kernel(layer, adapters):
@@ -89,18 +92,19 @@ class _EmbeddingHost(_Host):
         if not reverse:
             return self._lookup(base_call, inputs, *args, **kwargs)
         # The delta belongs before the soft cap, which the layer's own call ends with.
-        with _attribute_replaced(self, "logit_soft_cap", None) as cap:
-            if is_int8_head(self):
-                logits = int8_logits(self, base_call, inputs)
-            else:
-                logits = base_call(inputs, *args, reverse=True, **kwargs)
+        cap = getattr(self, "logit_soft_cap", None)
+        uncapped = self if cap is None else stand_in(self, logit_soft_cap=None)
+        if is_int8_head(self):
+            logits = int8_logits(self, functools.partial(base_call, uncapped), inputs)
+        else:
+            logits = base_call(uncapped, inputs, *args, reverse=True, **kwargs)
         for name in self.active_adapters if self.tie_weights else ():
             delta = get_adapter(self, name)(inputs, reverse=True)
             logits = logits + keras.ops.cast(delta, logits.dtype)
         return logits if cap is None else keras.ops.tanh(logits / cap) * cap
 
     def _lookup(self, base_call, inputs, *args, **kwargs):
-        base = base_call(inputs, *args, **kwargs)
+        base = base_call(self, inputs, *args, **kwargs)
         outputs = base
         for name in self.active_adapters:
             outputs = outputs + keras.ops.cast(get_adapter(self, name)(inputs), outputs.dtype)
@@ -109,19 +113,6 @@ class _EmbeddingHost(_Host):
         if mask is not None:
             outputs._keras_mask = mask
         return outputs
-
-
-@contextlib.contextmanager
-def _attribute_replaced(layer: keras.layers.Layer, name: str, value: object) -> Iterator:
-    own = getattr(layer, name, None)
-    if own is None:
-        yield None
-        return
-    setattr(layer, name, value)
-    try:
-        yield own
-    finally:
-        setattr(layer, name, own)
 
 
 @functools.cache
