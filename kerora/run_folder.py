@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -22,8 +23,9 @@ from kerora.user_warning import warn_user
 _CHANGE_NO_RESULT = ("checkpoint_seconds",)
 _LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-_WRITTEN_BY_KERORA = (
-    "# Written by kerora: the recipe of the run in this folder, with every default.\n"
+_HEADER = (
+    "# Written by kerora ({digest}): the recipe of the run in this folder, with every default.\n"
+    "# To run it with changes, copy it elsewhere.\n"
 )
 
 
@@ -93,8 +95,8 @@ def open_run_folder(
 
     Raises:
         RunError: It cannot be written, another process runs in it, or it belongs to another recipe
-            (the message shows the keys that differ; the time between checkpoints may), or a new run
-            would overwrite what is not its own.
+            (the message shows the keys that differ; the time between checkpoints may), its recipe
+            was edited there, or a new run would overwrite what is not its own.
     """
     folder = RunFolder(path)
     is_new = claimed or not folder.path.exists()
@@ -122,11 +124,12 @@ def _cannot_write(path: Path, error: OSError) -> RunError:
 def _keep_recipe(recipe: Recipe, folder: RunFolder) -> None:
     if folder.recipe.exists() and folder.began:
         _check_same(recipe, folder)
+        _check_unedited(folder)
         return
     _check_free(recipe, folder)
     folder.before.unlink(missing_ok=True)
     text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
-    write_whole(folder.recipe, _WRITTEN_BY_KERORA + text)
+    write_whole(folder.recipe, _with_header(text))
 
 
 def _check_free(recipe: Recipe, folder: RunFolder) -> None:
@@ -144,8 +147,26 @@ def _check_free(recipe: Recipe, folder: RunFolder) -> None:
             )
 
 
+def _with_header(text: str) -> str:
+    return _HEADER.format(digest=hashlib.sha256(text.encode()).hexdigest()[:16]) + text
+
+
 def _is_own(recipe: Path) -> bool:
-    return recipe.is_file() and recipe.read_bytes().startswith(_WRITTEN_BY_KERORA.encode())
+    """Whether kerora wrote the file, and nobody edited it."""
+    if not recipe.is_file():
+        return False
+    text = recipe.read_text(encoding="utf-8", errors="replace")
+    return text == _with_header("".join(text.splitlines(keepends=True)[_HEADER.count("\n") :]))
+
+
+def _check_unedited(folder: RunFolder) -> None:
+    """Run from its own folder, an edited recipe would be compared with itself."""
+    if not _is_own(folder.recipe):
+        raise RunError(
+            f"{folder.recipe} was edited, and the run in this folder began with what it said "
+            "before. Copy it elsewhere and run the copy with another output=DIR; to continue this "
+            "run, undo the edit."
+        )
 
 
 def _lock(file: Any, path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from kerora.evaluation import Answer, TokenScores
-from kerora.recipe import Recipe
+from kerora.recipe import Recipe, load_recipe
 from kerora.run import _stored
 from kerora.run_folder import RunError, StepRecord, claim_folder, open_run_folder, read_step_records
 from kerora.run_measure import Measurement
@@ -141,6 +141,26 @@ def test_a_new_run_overwrites_nothing_of_others(name, adapter, refused, tmp_path
             assert not folder.before.exists()
             assert yaml.safe_load(folder.recipe.read_text())["steps"] == 4
     assert file.read_text() == text
+
+
+@pytest.mark.parametrize("began", [False, True])
+@pytest.mark.parametrize(("old", "new"), [("seed: 0", "seed: 1"), ("seed", "# mine\nseed")])
+def test_a_recipe_that_was_edited_in_its_run_folder_stays_and_is_not_run_there(
+    began, old, new, tmp_path
+):
+    with open_run_folder(tmp_path, quickstart()) as folder:
+        if began:
+            folder.metrics.write_text("")
+    text = folder.recipe.read_text()
+    edited = text.replace(old, new)
+    folder.recipe.write_text(edited)
+    told = "was edited.*[Cc]opy it elsewhere" if began else "would overwrite it.*move it elsewhere"
+    with pytest.raises(RunError, match=told), open_run_folder(tmp_path, load_recipe(folder.recipe)):
+        pass
+    assert edited != text and folder.recipe.read_text() == edited
+    folder.recipe.write_text(text)
+    with open_run_folder(tmp_path, load_recipe(folder.recipe)):
+        assert folder.recipe.read_text() == text
 
 
 def test_a_run_that_began_goes_on_beside_its_adapter(tmp_path):
