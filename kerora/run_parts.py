@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
-import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,8 +18,8 @@ from kerora.models.saved_preset import complete_backbone_config
 from kerora.models.stored_type import is_stored_in_bfloat16
 from kerora.recipe import DataRecipe, ModelRecipe, Recipe
 from kerora.task import Task, adapt
-from kerora.text_training import LOOKED_AT_ROWS
-from kerora.training.fit_data import DataOptions, text_batches, warn_of_unchosen_chat_template
+from kerora.text_training import warn_of_chat_template
+from kerora.training.fit_data import DataOptions, text_batches
 from kerora.training.rematerialisation import rematerialise
 
 DataNames = str | Sequence[str] | Mapping[str, float]
@@ -137,8 +136,7 @@ def prepare_data(recipe: Recipe, model: Task) -> RunData:
         return text_batches(model, paths, options, batch_size=size, shuffle=shuffle)
 
     batches = batches_of(recipe.data.train, shuffle=True)
-    rows = itertools.islice(batches.source_rows(), LOOKED_AT_ROWS)
-    warn_of_unchosen_chat_template(model, batches.encoder, rows)
+    warn_of_chat_template(model, batches)
     held_out = recipe.data.validation
     if not isinstance(held_out, int | float):
         return RunData(batches, batches_of(held_out, shuffle=False))

@@ -24,7 +24,7 @@ from kerora.training.step_metrics import weigh_loss_by_tokens
 from kerora.user_warning import warn_user
 
 # Rows of one data set are mostly alike, and the sources of a mixture alternate.
-LOOKED_AT_ROWS = 16
+_LOOKED_AT_ROWS = 16
 
 
 class TextTraining(StepModel):
@@ -213,7 +213,7 @@ class TextTraining(StepModel):
                 sample_weight=sample_weight,
                 class_weight=class_weight,
             )
-            _warn_of_chat_template(self, batches)
+            warn_of_chat_template(self, batches)
         if validation_data is None and validation_split:
             batches, validation_data = batches.split(validation_split)
         if validation_data is not None:
@@ -287,7 +287,7 @@ class TextTraining(StepModel):
                 y=y,
                 sample_weight=sample_weight,
             )
-            _warn_of_chat_template(self, x)
+            warn_of_chat_template(self, x)
         try:
             if isinstance(x, Batches):
                 check_text_loss(self.loss)
@@ -352,8 +352,9 @@ def _learning_rate(optimizer: keras.optimizers.Optimizer) -> float:
     return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
 
 
-def _warn_of_chat_template(task: Any, batches: Batches) -> None:
-    rows = itertools.islice(batches.source_rows(), LOOKED_AT_ROWS)
+def warn_of_chat_template(task: Any, batches: Batches) -> None:
+    """Say which built-in chat template lays rows out, where it may not be the model's own."""
+    rows = itertools.islice(batches.source_rows(), _LOOKED_AT_ROWS)
     warn_of_unchosen_chat_template(task, batches.encoder, rows)
 
 

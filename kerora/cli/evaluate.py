@@ -49,6 +49,7 @@ def evaluate(
             from kerora.run_measure import Probe
             from kerora.run_parts import RunData, data_paths
             from kerora.run_text import figures_table
+            from kerora.text_training import warn_of_chat_template
             from kerora.training.fit_data import DataOptions, text_batches
 
         paths = data_paths(data)
@@ -60,6 +61,7 @@ def evaluate(
             model = load(source, adapter)
             batches = text_batches(model, paths, options, batch_size=batch_size, shuffle=False)
             rows = batches.report()
+            warn_of_chat_template(model, batches)
         print(rows)
         asked = EvaluationRecipe(exact_match=exact_match, max_new_tokens=max_length)
         probe = Probe(model, RunData(batches, batches), asked)

@@ -54,9 +54,12 @@ def generate(
             from kerora.cli.model import load
             from kerora.generation import GreedyDecoder
             from kerora.text_generation import encode_prompts, prompt_encoder
+            from kerora.training.fit_data import warn_of_unchosen_chat_template
 
             model = load(source, adapter)
             encoder = prompt_encoder(model, template)
+        turn = {"role": "user", "content": ""}
+        warn_of_unchosen_chat_template(model, encoder, [[turn]] if chat else prompts)
         rows = 1 if chat else len(prompts)
         decoder = GreedyDecoder(model, encoder.stop_token_ids, max_length, rows=rows)
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from kerora.data.chat_templates import CHATML
 from kerora.generation import GreedyDecoder
 from kerora.models.bundled import bundled_path
 from kerora.recipe import load_recipe
+from kerora.run_measure import Measurement, Probe
 
 COMMANDS = ("train", "recipe", "generate", "evaluate", "inspect", "merge", "export")
 
@@ -176,6 +178,31 @@ def test_an_empty_answer_of_a_model_that_converses_says_what_to_try(tmp_path, mo
     advised = shlex.split(done.stderr.splitlines()[-1])
     assert advised == ["-p", '{"messages": [{"role": "user", "content": "It\'s"}]}']
     assert CliRunner().invoke(app, [*ask[:-1], advised[1]]).stderr == ""
+
+
+@once
+def test_a_preset_that_keeps_no_chat_template_is_told_of_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("kerora.data.chat_templates._BUILT_IN", ())
+    nothing = np.zeros(0, np.int32)
+    monkeypatch.setattr(GreedyDecoder, "__call__", lambda self, prompts: [nothing for _ in prompts])
+    monkeypatch.setattr(Probe, "measure", lambda self: Measurement(None, None, 0, []))
+    talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text((json.dumps({"messages": talk}) + "\n") * 2)
+    asked = json.dumps({"messages": talk[:1]})
+    generate = ("generate", "tiny_gemma", "-p")
+    for words, warns in (
+        (("evaluate", "tiny_gemma", str(rows)), True),
+        ((*generate, asked, "-p", asked), True),
+        ((*generate, "Hi.", "-p", "Hello.", "--chat"), True),
+        ((*generate, "Hi."), False),
+    ):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.stderr
+        told = [w for w in seen if "a KerasHub preset keeps no chat template" in str(w.message)]
+        assert len(told) == warns, words
 
 
 @once
