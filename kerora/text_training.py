@@ -299,10 +299,20 @@ class TextTraining(StepModel):
                 x, y, batch_size=batch_size, sample_weight=sample_weight, steps=steps, **kwargs
             )
         finally:
-            # On JAX the values lie outside the variables meanwhile. Keras' `fit` puts them back
-            # where it is stopped between two steps; its `evaluate` does not.
-            if hasattr(self, "jax_state_sync"):
-                self.jax_state_sync()
+            self._take_values_back()
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """KerasHub's `predict`."""
+        try:
+            return super().predict(*args, **kwargs)
+        finally:
+            self._take_values_back()
+
+    def _take_values_back(self) -> None:
+        # On JAX the values lie outside the variables meanwhile. Keras' `fit` puts them back where
+        # it is stopped between two steps; its `evaluate` and `predict` do not.
+        if hasattr(self, "jax_state_sync"):
+            self.jax_state_sync()
 
     def _check_trainable(self) -> None:
         if not self.trainable_variables:

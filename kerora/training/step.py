@@ -96,6 +96,7 @@ class StepModel(ModelMixin):
 
     train_function: Any
     test_function: Any
+    predict_function: Any
     _loss_tracker: LossMean
     _compiled: CompiledStep
     _in_step: bool = False
@@ -165,6 +166,14 @@ class StepModel(ModelMixin):
             from kerora.training.step_jax import guarded
 
             self.test_function = guarded(self, on_first_device(self.test_function))
+
+    def make_predict_function(self, force: bool = False) -> None:
+        made_before = self.predict_function
+        super().make_predict_function(force)
+        if keras.backend.backend() == "jax" and self.predict_function is not made_before:
+            from kerora.training.step_jax import guarded
+
+            self.predict_function = guarded(self, self.predict_function)
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         with self._step():

@@ -23,12 +23,12 @@ Step = Callable[[Any, Any], Any]
 
 
 def guarded(model: Any, step: Step) -> Step:
-    """A compiled step of Keras' `fit` or `evaluate` that loses no values when it is cut short.
+    """A compiled step of `fit`, `evaluate` or `predict` that loses no values when it is cut short.
 
     Args:
         model: Whose step it is.
         step: Takes the state, a list of arrays for each kind of variables (trainable ones, others,
-            in `fit` the optimizer's, metrics'), and an iterator over batches.
+            in `fit` the optimizer's, but in `predict` metrics'), and an iterator over batches.
 
     Returns:
         The same step. It raises `OutOfMemory` in place of XLA's error.
@@ -67,8 +67,9 @@ def _give_back(model: Any, state: Any) -> bool:
         return False
     arrays = [array for part in state for array in part]
     of_optimizer = model.optimizer.variables if len(state) == 4 else []
+    of_metrics = model.metrics_variables if len(state) > 2 else []
     variables = [*model.trainable_variables, *model.non_trainable_variables]
-    variables += [*of_optimizer, *model.metrics_variables]
+    variables += [*of_optimizer, *of_metrics]
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
     model._jax_state_synced = True

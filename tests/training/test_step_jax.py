@@ -119,30 +119,33 @@ def trained(**options):
 
 @pytest.fixture
 def press_ctrl_c(monkeypatch):
-    """Makes the third step of the next `fit` or `evaluate` one in which Ctrl-C is pressed.
+    """Makes the third step of what is called next one in which Ctrl-C is pressed.
 
     As Python tells of it: when the computation is over, and before anybody has its result.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     steps = itertools.count(1)
 
-    def pressing(make):
-        def pressed(*args):
-            step = make(*args)
+    def pressing(step):
+        def step_and_signal(state, iterator):
+            result = step(state, iterator)
+            if next(steps) == 3:
+                signal.raise_signal(signal.SIGINT)
+            return result
 
-            def step_and_signal(state, iterator):
-                result = step(state, iterator)
-                if next(steps) == 3:
-                    signal.raise_signal(signal.SIGINT)
-                return result
-
-            return step_and_signal
-
-        return pressed
+        return step_and_signal
 
     def prepare():
         for name in ("with_replicas", "on_first_device"):
-            monkeypatch.setattr(replicas_jax, name, pressing(getattr(replicas_jax, name)))
+            make = getattr(replicas_jax, name)
+            monkeypatch.setattr(replicas_jax, name, lambda *args, make=make: pressing(make(*args)))
+        make_predict_function = keras.Model.make_predict_function
+
+        def make(self, force=False):
+            make_predict_function(self, force)
+            self.predict_function = pressing(self.predict_function)
+
+        monkeypatch.setattr(keras.Model, "make_predict_function", make)
 
     yield prepare
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -166,27 +169,35 @@ def test_ctrl_c_in_fit_keeps_the_steps_before_it(press_ctrl_c, batch_size):
     assert_usable(model)
 
 
-def test_ctrl_c_in_evaluate_costs_no_values(press_ctrl_c):
+@pytest.fixture
+def usable_as_before():
+    """A model that must have its values after the test, and go on training."""
     model = trained(batch_size=2)
     before = values(model)
-    press_ctrl_c()
-    model.compile()
-    with pytest.raises(KeyboardInterrupt):
-        model.evaluate(ROWS, sequence_length=16, batch_size=2, verbose=0)
+    yield model
     for value, expected in zip(values(model), before, strict=True):
         np.testing.assert_array_equal(value, expected)
     assert_usable(model)
 
 
-def test_ctrl_c_between_two_steps_of_evaluate_costs_no_values():
+@pytest.mark.parametrize(
+    ("method", "options"), [("evaluate", {"sequence_length": 16}), ("predict", {})]
+)
+def test_ctrl_c_costs_no_values_of_a_model_that_does_not_learn(
+    usable_as_before, press_ctrl_c, method, options
+):
+    press_ctrl_c()
+    usable_as_before.compile()
+    with pytest.raises(KeyboardInterrupt):
+        getattr(usable_as_before, method)(ROWS, batch_size=2, verbose=0, **options)
+
+
+@pytest.mark.parametrize(("method", "event"), [("evaluate", "test"), ("predict", "predict")])
+def test_nor_does_ctrl_c_between_two_steps(usable_as_before, method, event):
     def stop(batch, logs):
         raise KeyboardInterrupt
 
-    model = trained(batch_size=2)
-    before = values(model)
     stopping = keras.callbacks.LambdaCallback()
-    stopping.on_test_batch_end = stop
+    setattr(stopping, f"on_{event}_batch_end", stop)
     with pytest.raises(KeyboardInterrupt):
-        model.evaluate(ROWS, sequence_length=16, batch_size=2, verbose=0, callbacks=[stopping])
-    for value, expected in zip(values(model), before, strict=True):
-        np.testing.assert_array_equal(value, expected)
+        getattr(usable_as_before, method)(ROWS, batch_size=2, verbose=0, callbacks=[stopping])
