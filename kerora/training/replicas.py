@@ -1,4 +1,6 @@
-"""What a step does where several replicas share its batch: see `replicas_jax.py`.
+"""What a step does where several replicas share its batch.
+
+See `replicas_jax.py` (cores of a CPU) and `replicas_tensorflow.py` (`tf.distribute`).
 
 Sums over tokens are then sums over the tokens of all replicas. Elsewhere nothing here does
 anything.

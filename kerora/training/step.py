@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import keras
@@ -30,6 +31,8 @@ _REDUCTIONS: dict[str, Reduction] = {
     "mean": "positions",
     "sum": "sum",
 }
+# Of each thread: TensorFlow traces the replicas of a step in threads that take turns.
+_stepping: ContextVar[StepModel | None] = ContextVar("kerora_stepping", default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,6 @@ class StepModel(ModelMixin):
     predict_function: Any
     _loss_tracker: LossMean
     _compiled: CompiledStep
-    _in_step: bool = False
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         # What a model is given is checked before its `call`, which JAX's steps go to at once.
@@ -119,13 +121,18 @@ class StepModel(ModelMixin):
         wanted = self._in_step and self._compiled.objective is not None
         return find_head(self) if wanted else None
 
+    @property
+    def _in_step(self) -> bool:
+        return _stepping.get() is self
+
     @contextlib.contextmanager
     def _step(self) -> Iterator[None]:
-        self._in_step = True
+        token = _stepping.set(self)
         try:
-            yield
+            with _in_replica():
+                yield
         finally:
-            self._in_step = False
+            _stepping.reset(token)
 
     def _symbolic_build(self, *args: Any, **kwargs: Any) -> Any:
         # A preprocessor is called ahead of the model and so never built in Keras' eyes, which then
@@ -247,6 +254,14 @@ class StepModel(ModelMixin):
             of_loss.update_state(loss)
             real = ops.cast(ops.greater(x["padding_mask"], 0), "float32")
             of_tokens.update_state(over_replicas(ops.sum(real)))
+
+
+def _in_replica() -> contextlib.AbstractContextManager[None]:
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    from kerora.training.replicas_tensorflow import in_replica
+
+    return in_replica()
 
 
 def _build(layer: keras.layers.Layer) -> None:

@@ -13,7 +13,10 @@ class LatestValue(keras.metrics.Metric):
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name, dtype="float32")
-        self.value = self.add_variable((), initializer="zeros", name="value")
+        # TensorFlow would add up what its replicas were each given, which is the same.
+        self.value = self.add_variable(
+            (), initializer="zeros", aggregation="only_first_replica", name="value"
+        )
 
     def update_state(self, value: Any) -> None:
         self.value.assign(ops.cast(value, "float32"))
