@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
 from benchmarks.tiny_logits import keras_logits, torch_logits
+from benchmarks.tiny_sam3 import DETECTORS
 from benchmarks.tiny_seeing import SEEING
 from benchmarks.tiny_transformers import IDS, MODELS, SEQUENCE_TO_SEQUENCE, tiny_transformers
 
@@ -43,6 +44,7 @@ BIASES = {
     "metaclip_2": "all",
     "paligemma": "all",
     "blip2_opt": "all",
+    "sam3": "lora_only",
 }
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _SHARED = [f"shared_expert.{name}_proj" for name in ("gate", "up", "down")] + ["shared_expert_gate"]
@@ -56,6 +58,10 @@ _GEMMA3N = r".*(_proj|linear_left|linear_right|per_layer_input_gate|projection|p
 _LAYERS = r"layers\..*(_proj|fc\d)"
 _NO_POOLER = r"encoder\..*(query|key|value|dense)"
 _PALIGEMMA = r"query|key|value|attention_output|ffw_.*|.*_proj|mlp_dense_\d|image_classifier"
+# All but the projection of a text alone, which a detector has no use for.
+_SAM3 = (
+    r".*(_proj|fc\d|\.layer\d|mask_embedder\.layers\.\d|(direct|pos_enc)_project)|text_projection"
+)
 _BLIP2 = r"query|key|value|attention_output|.*_(dense|projection|projector)|dense_\d"
 # Where PEFT's "all-linear" takes in what kerora has not: experts; the pooler, which KerasHub's
 # RoBERTa, ESM, ViT and DeiT have not; and the vision tower of a model that sees.
@@ -75,6 +81,7 @@ PEFT_TARGETS: dict[str, list[str] | str] = {
     "esm": _NO_POOLER,
     "vit": _LAYERS,
     "deit": _LAYERS,
+    "sam3": _SAM3,
 }
 # "all-linear" of a model that sees is its text model.
 KERORA_TARGETS = {
@@ -219,7 +226,7 @@ def gguf_difference(name: str, folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.interchange")
     encoders = [*ENCODERS, *IMAGE_ENCODERS, *IMAGE_TEXT_ENCODERS]
-    everything = [*MODELS, *encoders, *SEEING, *SEQUENCE_TO_SEQUENCE]
+    everything = [*MODELS, *encoders, *SEEING, *DETECTORS, *SEQUENCE_TO_SEQUENCE]
     parser.add_argument("families", nargs="*", default=everything, help=", ".join(everything))
     families = parser.parse_args().families
     print("| family | base | export | import | GGUF |\n|---|---|---|---|---|")

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tiny_encoders import IMAGE_TEXT_ENCODERS, IMAGES
+from benchmarks.tiny_sam3 import keras_detections, torch_detections
 from benchmarks.tiny_seeing import (
     keras_seeing_logits,
     takes_images_and_text,
@@ -19,13 +20,16 @@ def torch_logits(
     """Logits of a `transformers` or PEFT model; hidden states where it has none, or a decoder.
 
     An image encoder is shown `IMAGES`, and a model of `SEEING` them and the text. Of a model that
-    compares them with texts it is all that the comparison is made of, in one row.
+    compares them with texts it is all that the comparison is made of, in one row; so it is of a
+    detector.
     """
     import torch
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if takes_images_and_text(base):
         return torch_seeing_logits(base, ids, padding_mask)
+    if base.config.model_type == "sam3":
+        return torch_detections(base, ids, padding_mask)
     tokens = torch.tensor(ids)
     # Without a mask some families take tokens that are as 0 as padding for padding.
     mask = torch.tensor(np.ones_like(ids) if padding_mask is None else padding_mask)
@@ -62,6 +66,8 @@ def keras_logits(
 
     if takes_images_and_text(model):
         return keras_seeing_logits(model, ids, padding_mask)
+    if isinstance(model.input, dict) and "box_labels" in model.input:
+        return keras_detections(model, ids, padding_mask)
     ids = ids.astype("int32")
     mask = np.ones_like(ids) if padding_mask is None else padding_mask
     known = {

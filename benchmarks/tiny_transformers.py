@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
+from benchmarks.tiny_sam3 import DETECTORS, stand_in_for_torchvision
 from benchmarks.tiny_seeing import SEEING
 
 _SHAPE: dict[str, Any] = {
@@ -269,6 +270,9 @@ SEQUENCE_TO_SEQUENCE: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+# Where larger weights would show how float32 rounds: a T5 divides its scores by nothing, and SAM 3
+# norms nothing that it makes its masks of.
+_SPREAD = {"blip2_t5": 0.15, "sam3": 0.15}
 IDS = np.arange(20)[None] * 7 % 64
 
 
@@ -276,7 +280,7 @@ def tiny_transformers(name: str, folder: Path, **overrides: Any) -> Any:
     """A `transformers` model whose weights are all random, saved to `folder`.
 
     Args:
-        name: A key of `MODELS`, `SEEING` or `SEQUENCE_TO_SEQUENCE`, or of a table of
+        name: A key of `MODELS`, `SEEING`, `DETECTORS` or `SEQUENCE_TO_SEQUENCE`, or of a table of
             `tiny_encoders`.
         folder: Where to save it.
         **overrides: Fields of its configuration to change.
@@ -285,21 +289,22 @@ def tiny_transformers(name: str, folder: Path, **overrides: Any) -> Any:
     import transformers
 
     encoders = {**ENCODERS, **IMAGE_ENCODERS, **IMAGE_TEXT_ENCODERS}
-    families = {**MODELS, **encoders, **SEEING, **SEQUENCE_TO_SEQUENCE}
+    families = {**MODELS, **encoders, **SEEING, **DETECTORS, **SEQUENCE_TO_SEQUENCE}
     config_class, fields = families[name]
     config = getattr(transformers, config_class)(
         **{**fields, **overrides}, attn_implementation="eager"
     )
     if name == "gemma3n_vision":
         _stand_in_for_timm()
+    if name in DETECTORS:
+        stand_in_for_torchvision()
     torch.manual_seed(0)
     model = _automatic_class(name).from_config(config).eval()
     with torch.no_grad():
         for weight in model.parameters():
             # Norms of Gemma count from zero, those of the others from one.
             offset = 1.0 if weight.ndim == 1 and weight.mean() > 0.5 else 0.0
-            # A T5 divides its scores by nothing, and large ones would show how float32 rounds.
-            spread = 0.15 if name == "blip2_t5" else 0.3
+            spread = _SPREAD.get(name, 0.3)
             weight.copy_(torch.randn_like(weight) * spread + offset)
         for index, (scalar_name, scalar) in enumerate(model.named_buffers()):
             if scalar_name.endswith("layer_scalar"):
@@ -311,7 +316,7 @@ def tiny_transformers(name: str, folder: Path, **overrides: Any) -> Any:
 def _automatic_class(name: str) -> Any:
     import transformers
 
-    if name in {**ENCODERS, **IMAGE_ENCODERS, **IMAGE_TEXT_ENCODERS}:
+    if name in {**ENCODERS, **IMAGE_ENCODERS, **IMAGE_TEXT_ENCODERS, **DETECTORS}:
         return transformers.AutoModel
     if name in SEQUENCE_TO_SEQUENCE:
         return transformers.AutoModelForSeq2SeqLM

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import inspect
 import math
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -84,7 +85,8 @@ def huggingface_weights(backbone: keras.Model) -> dict[WeightKey, list[HuggingFa
         return {}
     notes = _Notes()
     # A converter may do anything with tensors that are not there; what it named before counts.
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what it leaves out
         converter.convert_weights(_StandIn(backbone), notes, _config(backbone))
     return _layouts(notes.slots, backbone) | _fused_layouts(notes.fused, backbone)
 
@@ -138,10 +140,11 @@ class _StandIn:
 
     def __getattr__(self, name: str) -> Any:
         # An int4 kernel would be unpacked by reading the attribute, so it is not read.
-        # RoBERTa's backbone calls a layer by that name. MetaCLIP 2's converter writes to the
-        # variable behind a table's attribute.
+        # RoBERTa's backbone and SAM 3's image encoder call a layer by that name. MetaCLIP 2's
+        # converter writes to the variable behind a table's attribute.
         name = "embeddings" if name == "_embeddings" else name
-        if name in ("kernel", "embeddings") and not isinstance(self._layer, keras.Model):
+        is_computed = isinstance(getattr(type(self._layer), name, None), property)
+        if name in ("kernel", "embeddings") and is_computed:
             return _Weight(self._layer, name)
         if name == "weights":
             # BLIP-2's converter counts those of a layer.

@@ -33,7 +33,7 @@ _OTHER_TABLES = (
     "embed_tokens_per_layer",
 )
 # Models that give no logits of tokens.
-_WITHOUT_HEAD = ("metaclip_2",)
+_WITHOUT_HEAD = ("metaclip_2", "sam3", "sam3_video")
 # Models whose matrices are `transformers.pytorch_utils.Conv1D`, stored as `(in, out)`.
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
 
@@ -142,6 +142,10 @@ def find_tensor(names: Collection[str], wanted: str, contents: AdapterContents) 
     if wanted in names:
         return wanted
     in_model = name_in_model(wanted)
+    # SAM 3 has a `text_projection` in its text encoder too.
+    same = [name for name in names if name_in_model(name) == in_model]
+    if len(same) == 1:
+        return same[0]
     alike = [name for name in names if _are_alike(name_in_model(name), in_model)]
     if len(alike) == 1:
         return alike[0]

@@ -23,6 +23,7 @@ class ModelKind:
             matches them in the name of a file's tensor; older versions of it do not rename.
         adapts_tables: Whether PEFT adapts a table as kerora does; it does not where encoder and
             decoder share one, or where what it looks up is not what its module is asked for.
+        left_out: Linear layers that KerasHub leaves out, and whose names end as those of others do.
     """
 
     task_type: str | None
@@ -31,6 +32,7 @@ class ModelKind:
     other_prefixes: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
     adapts_tables: bool = True
+    left_out: tuple[str, ...] = ()
 
 
 _DINOV2_RENAMED = (
@@ -53,7 +55,9 @@ _PALIGEMMA_RENAMED = (
     (r"^language_model\.(model\.)?", "model.language_model."),
     (r"^(?=vision_tower\.|multi_modal_projector\.)", "model."),
 )
-_ALL_RENAMED = (*_VIT_RENAMED, *_PALIGEMMA_RENAMED)
+# The detector inside a SAM 3 for videos, in whose file it is stored.
+_SAM3_RENAMED = ((r"^detector_model\.", ""),)
+_ALL_RENAMED = (*_VIT_RENAMED, *_PALIGEMMA_RENAMED, *_SAM3_RENAMED)
 _CAUSAL = ModelKind("CAUSAL_LM", "model.", "lm_head")
 # The language model of a model that sees.
 _INNER = ModelKind(
@@ -92,6 +96,15 @@ _KINDS = {
     "PaliGemmaBackbone": ModelKind("CAUSAL_LM", "", "lm_head", renamed=_PALIGEMMA_RENAMED),
     # PEFT's types of tasks hand on no images to BLIP-2.
     "BLIP2Backbone": ModelKind(None, "", "language_model.lm_head", adapts_tables=False),
+    # Most of its tables are no tables of words, and are read past any adapter.
+    "SAM3PromptableConceptBackbone": ModelKind(
+        None,
+        "",
+        None,
+        renamed=_SAM3_RENAMED,
+        adapts_tables=False,
+        left_out=("text_encoder.text_projection",),
+    ),
 }
 
 

@@ -100,6 +100,7 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
         "parts": _part_numbers(layers, fused),
     }
     is_named = all(layer.weight is not None for layer in held)
+    kind = model_kind(getattr(model, "backbone", model))
     peft_config = PeftConfig(
         rank=config.rank,
         alpha=alpha,
@@ -109,7 +110,8 @@ def save_adapter(model: keras.Model, folder: str | os.PathLike[str], name: str =
         alpha_pattern={module: alpha * len(parts) for module, parts in fused.items()},
         ensure_weight_tying=any(layer.is_embedding and layer.is_tied for layer in held),
         fan_in_fan_out=any(layer.weight and layer.weight.is_transposed for layer in held),
-        task_type=model_kind(getattr(model, "backbone", model)).task_type,
+        task_type=kind.task_type,
+        left_out=kind.left_out,
         base=source and os.path.expanduser(source),
         named_by=None if is_named else str(base["backbone"]),
     )

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -77,6 +77,7 @@ class PeftConfig:
         fan_in_fan_out: Whether the adapted matrices are stored as `(in, out)`, as GPT-2's are.
         task_type: What PEFT wraps the model as; None for a plain model.
         named_by: Class whose Keras paths name the layers; None where `transformers` names them.
+        left_out: Modules that PEFT would take for targets by how their names end, and is not to.
     """
 
     rank: int
@@ -92,6 +93,7 @@ class PeftConfig:
     fan_in_fan_out: bool = False
     task_type: str | None = "CAUSAL_LM"
     named_by: str | None = None
+    left_out: tuple[str, ...] = ()
 
     def rank_of(self, module: str) -> int:
         """The rank of one module's adapter."""
@@ -117,7 +119,7 @@ def _targets(config: PeftConfig, adapted: list[str], all_modules: list[str]) -> 
 
 
 def write_config(
-    folder: Path, config: PeftConfig, adapted: Iterable[str], all_modules: Iterable[str]
+    folder: Path, config: PeftConfig, adapted: Collection[str], all_modules: Iterable[str]
 ) -> None:
     """Write `adapter_config.json`.
 
@@ -152,6 +154,10 @@ def write_config(
     if config.ensure_weight_tying:
         # Older versions of PEFT do not know the field, and warn of it.
         fields["ensure_weight_tying"] = True
+    # PEFT takes a name for that of all modules whose own end so, and warns of needless exceptions.
+    endings = tuple(f".{module}" for module in adapted)
+    if mistaken := [module for module in config.left_out if module.endswith(endings)]:
+        fields["exclude_modules"] = mistaken
     if config.named_by is not None:
         fields["auto_mapping"] = {
             "base_model_class": config.named_by,

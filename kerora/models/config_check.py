@@ -17,7 +17,7 @@ from kerora.models.huggingface_folder import TensorPlace
 _LAYERS = (
     *("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depths"),
     *("num_kv_shared_layers", "altup_num_inputs", "altup_active_idx"),
-    *("num_layers", "num_decoder_layers"),
+    *("num_layers", "num_decoder_layers", "num_upsampling_stages"),
 )
 _SIZES = (
     *("vocab_size", "vocab_size_per_layer_input", "type_vocab_size"),
@@ -31,12 +31,13 @@ _SIZES = (
     *("num_experts", "num_local_experts", "num_experts_per_tok", "n_positions"),
     *("laurel_rank", "num_register_tokens", "projection_dim"),
     *("embed_dim", "num_heads", "window_size", "ffn_dim", "d_ff", "d_kv"),
+    *("fpn_hidden_size", "num_queries", "roi_size"),
     *("num_query_tokens", "cross_attention_frequency"),
 )
 # Lengths of text, and sides of images, need no tensor.
 _LENGTHS = (
     *("max_position_embeddings", "sliding_window", "original_max_position_embeddings"),
-    *("image_size", "patch_size"),
+    *("image_size", "patch_size", "pretrain_image_size"),
 )
 _LONGEST = 2**40
 _LONGEST_NAME = 100
@@ -66,11 +67,13 @@ _SWITCHES = (
 )
 _OBJECTS = (
     *("text_config", "qformer_config", "encoder", "decoder"),
+    *("detector_config", "backbone_config", "geometry_encoder_config"),
+    *("detr_encoder_config", "detr_decoder_config", "mask_decoder_config"),
     *("rope_parameters", "rope_scaling"),
     *("full_attention", "sliding_attention"),
 )
 # Models whose tower is loaded; that of others is left out, whatever its fields say.
-_READ_TOWERS = ("metaclip_2", "paligemma", "blip-2")
+_READ_TOWERS = ("metaclip_2", "paligemma", "blip-2", "sam3", "sam3_video")
 _LISTS = ("layer_types", "architectures")
 
 

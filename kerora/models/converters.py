@@ -28,7 +28,7 @@ from kerora.models.huggingface_folder import (
 )
 
 # Models whose converter makes the parts inside without telling them the type of the weights.
-_UNTYPED_PARTS = ("blip-2", "metaclip_2")
+_UNTYPED_PARTS = ("blip-2", "metaclip_2", "sam3_video")
 
 
 class UnroundedArray(np.ndarray):
@@ -220,7 +220,9 @@ def matrices_left_empty() -> Iterator[None]:
 
     def add_empty_weight(self, shape=None, initializer=None, *args, **kwargs):
         is_matrix = isinstance(shape, (tuple, list)) and len(shape) > 1
-        return add_weight(self, shape, "zeros" if is_matrix else initializer, *args, **kwargs)
+        # SAM 3 gives its tables of angles as they are, and no file holds them.
+        is_random = is_matrix and not isinstance(initializer, np.ndarray)
+        return add_weight(self, shape, "zeros" if is_random else initializer, *args, **kwargs)
 
     keras.layers.Layer.add_weight = add_empty_weight
     try:

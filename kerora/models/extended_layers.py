@@ -47,4 +47,11 @@ def replace_layer(owner: keras.layers.Layer, name: str, replacement: keras.layer
 
 @functools.cache
 def _extended(base: Any, mixin: Any) -> type:
-    return type(base.__name__, (mixin, base), {"__module__": base.__module__})
+    extended = type(base.__name__, (mixin, base), {"__module__": base.__module__})
+    # It is saved as what it was, and what is read by that name is that.
+    registered = keras.saving.get_registered_name(base)
+    package, is_registered, name = registered.partition(">")
+    if is_registered:
+        keras.saving.register_keras_serializable(package, name)(extended)
+        keras.saving.get_custom_objects()[registered] = base
+    return extended

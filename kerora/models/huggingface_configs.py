@@ -11,6 +11,7 @@ converters were written for.
 | `gemma4` | `per_layer_config` | `global_head_dim`, `num_global_key_value_heads` |
 | `qwen3_5_text`, `qwen3_5_moe_text` | the language model alone | it under `text_config` |
 | `gemma3n_text` | the language model alone, and no field that has its default | all fields there |
+| `sam3` | the detector alone | it under `detector_config` |
 
 Of a model that sees (`Gemma3ForConditionalGeneration` and its like, T5Gemma 2) the language model
 alone is read: it gives the same logits for text, and takes no images and no memory for a vision
@@ -26,6 +27,7 @@ from kerora.models.errors import ModelSourceError
 from kerora.models.huggingface_gemma3n import with_gemma3n_defaults
 from kerora.models.huggingface_metaclip2 import complete_metaclip2
 from kerora.models.huggingface_paligemma import complete_paligemma
+from kerora.models.huggingface_sam3 import complete_sam3
 from kerora.models.huggingface_t5gemma2 import complete_t5gemma2
 
 _GLOBAL_FIELDS = {
@@ -75,6 +77,8 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
         return complete_metaclip2(config)
     if family == "paligemma":
         return complete_paligemma(config)
+    if family in ("sam3", "sam3_video"):
+        return complete_sam3(config)
     if "vision_config" in config and family in _LANGUAGE_MODELS:
         return _language_model(config)
     if family == "gemma3n_text":

@@ -39,6 +39,8 @@ and set on its layers where it does not; a value that KerasHub's layers cannot e
 | `rope_parameters` (scaling), `attention_bias`, `tie_word_embeddings` false | Gemma 3n: refused |
 | `layer_norm_eps`, `eos_token_id` (where a text is read off) | MetaCLIP 2 |
 | `hidden_act` other than GELU and quick GELU | MetaCLIP 2: refused |
+| `layer_norm_eps` of the text encoder, the order of its tokens, boxes that are not there | SAM 3 |
+| `hidden_act` other than GELU, ReLU and SiLU | SAM 3: refused |
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ from kerora.models.huggingface_esm import esm_arguments, mend_esm
 from kerora.models.huggingface_gemma3n import mend_gemma3n
 from kerora.models.huggingface_metaclip2 import check_metaclip2, mend_metaclip2
 from kerora.models.huggingface_paligemma import mend_paligemma, paligemma_arguments
+from kerora.models.huggingface_sam3 import check_sam3, mend_sam3
 from kerora.models.huggingface_swin import check_swin, configured_norms
 from kerora.models.huggingface_t5gemma import check_t5gemma, mend_t5gemma
 from kerora.models.huggingface_t5gemma2 import check_t5gemma2, mend_t5gemma2
@@ -106,6 +109,7 @@ _CHECKS = {
     "bart": check_bart,
     "blip-2": check_blip2,
     "metaclip_2": check_metaclip2,
+    "sam3_video": check_sam3,
     "swin": check_swin,
     "t5gemma": check_t5gemma,
     "t5gemma2": check_t5gemma2,
@@ -202,6 +206,8 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
             _set(backbone, norm, "epsilon", text.get("layer_norm_eps", 1e-5))
     if family == "metaclip_2":
         mend_metaclip2(backbone, config)
+    if family == "sam3_video":
+        mend_sam3(backbone, config)
     if family in _LAYER_NORM_EPSILON:
         field, default = _LAYER_NORM_EPSILON[family]
         for layer, _ in sublayers(backbone):

@@ -45,7 +45,7 @@ CHECKED_BACKBONES = (
     *("bert", "roberta", "xlm-roberta", "albert", "distilbert", "esm"),
     *("bart", "t5gemma", "t5gemma2"),
     *("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "swin"),
-    *("metaclip_2", "paligemma", "blip-2"),
+    *("metaclip_2", "paligemma", "blip-2", "sam3_video"),
 )
 # What KerasHub's `from_preset` makes something of; the rest it drops without a word.
 _OPTIONS = ("dtype", "preprocessor", "load_weights", "name", "trainable", "compile")
@@ -219,8 +219,8 @@ def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.mo
     """Load the backbone of a Hugging Face folder, whether or not it is a causal language model.
 
     Of a T5Gemma 2 encoder and decoder are loaded for text, without the vision tower. Of an image
-    classifier (ViT, DeiT, DINOv2, Swin) the encoder is loaded. MetaCLIP 2, PaliGemma and BLIP-2 are
-    loaded whole.
+    classifier (ViT, DeiT, DINOv2, Swin) the encoder is loaded, and of a SAM 3 the detector without
+    the tracker. MetaCLIP 2, PaliGemma and BLIP-2 are loaded whole.
 
     Args:
         source: A local folder or a `hf://` handle.

@@ -26,8 +26,6 @@ _REFUSED = {
     "gemma4_assistant": "which drafts tokens from the hidden states, keys and values of the model "
     "that it assists, and has no layers for keys and values: by itself it computes nothing that "
     "could be trained. Adapt the model that it assists.",
-    "sam3_video": "of which KerasHub computes something else than `transformers`: it reads texts "
-    "in both directions, attends to a token for boxes where none are given, and has no tracker.",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ _SIGHT = re.compile(
     r"(model\.)?(encoder\.)?"
     r"(vision_tower|multi_modal_projector|embed_vision|audio_tower|embed_audio|visual)\."
 )
+# What a SAM 3 for videos has beside its detector.
+_TRACKER = re.compile(r"tracker_(model|neck)\.")
 _ENCODER_NAMES = ("roberta.", "albert.", "distilbert.", "vit.", "deit.")
 # What BERT's and ESM's files may still call the weights of a norm.
 _OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
@@ -65,12 +68,16 @@ def load_weights(
             backbone has no place for.
     """
     tied = bool(text_config(config).get("tie_word_embeddings"))
-    is_part = "language_model_of" in config
-    names = [name for name in tensors if not (is_part and _SIGHT.match(name))]
+    left_out = _SIGHT if "language_model_of" in config else None
+    if config["model_type"] == "sam3_video":
+        left_out = _TRACKER
+    names = [name for name in tensors if left_out is None or not left_out.match(name)]
     loader = TensorLoader(source, tensors, names, tied)
     with told_of_source(f"The weights of '{source}' cannot be read"), loader:
         # Qwen 3.5's converter prints an audit of its own.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            # SAM 3 has a stage of its mask decoder that no image comes to.
+            warnings.filterwarnings("ignore", "Skipping mask_decoder", UserWarning)
             converter_of_type(config["model_type"]).convert_weights(backbone, loader, config)
         if config["model_type"] == "roberta":
             _add_token_type(backbone, loader)

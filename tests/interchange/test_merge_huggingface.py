@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from benchmarks.interchange import PEFT_TARGETS
 from benchmarks.tiny_encoders import IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
 from benchmarks.tiny_logits import torch_logits
+from benchmarks.tiny_sam3 import DETECTORS
 from benchmarks.tiny_seeing import SEEING
 from benchmarks.tiny_transformers import MODELS, SEQUENCE_TO_SEQUENCE, tiny_transformers
 from kerora.adapters import AdapterError, LoraConfig, add_adapter
@@ -35,6 +36,7 @@ FAMILIES = [
     *IMAGE_ENCODERS,
     *IMAGE_TEXT_ENCODERS,
     *SEEING,
+    *DETECTORS,
     *SEQUENCE_TO_SEQUENCE,
 ]
 
