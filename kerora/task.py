@@ -28,6 +28,7 @@ from kerora.models.cpu_bfloat16 import compute_in_float32
 from kerora.models.huggingface_folder import CHAT_TEMPLATE_FILE
 from kerora.models.loading import has_template_place, load_task_and_template
 from kerora.models.saved_preset import save_word_splitting, saved_completely
+from kerora.models.set_on_layers import warn_of_set
 from kerora.text_generation import TextGeneration
 from kerora.text_training import TextTraining
 from kerora.training.rematerialisation import rematerialise_by_default
@@ -191,12 +192,7 @@ class Task(TextTraining, TextGeneration, AdaptedModel):
                 f"{list(adapter_configs(self))}. Merge them first (`kerora.merge_adapter`), or "
                 "keep them with `save_adapter`."
             )
-        if names := getattr(self.backbone, "set_on_its_layers", ()):
-            warn_user(
-                f"A KerasHub preset has no place for {', '.join(names)} as this model's Hugging "
-                "Face folder has them: loaded from the preset, it gives other answers. Save an "
-                "adapter instead, and `kerora merge` it into that folder."
-            )
+        warn_of_set(self.backbone)
         with as_own_class(self), as_own_class(self.backbone), saved_completely(self):
             self.save_to_preset(preset_dir, **kwargs)
         if save_word_splitting(self, Path(preset_dir)):

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 
 from kerora.models.errors import inexpressible
+from kerora.models.set_on_layers import note_set
 
 # What KerasHub's layers compute, which are the defaults of `transformers` but for T5.
 _VISION = {"hidden_act": "gelu", "qkv_bias": True}
@@ -72,6 +73,7 @@ def mend_blip2(backbone: Any) -> None:
     t5 = language_model.t5
     for layer in (*t5.encoder_transformer_layers, *t5.decoder_transformer_layers):
         layer.input_projector.activation = _approximate_gelu
+    note_set(backbone, "dense_act_fn")
     if not language_model.lm_head.built:
         language_model.lm_head.build((None, None, language_model.hidden_dim))
 

@@ -13,6 +13,7 @@ from keras import ops
 
 from kerora.models.errors import inexpressible
 from kerora.models.extended_layers import extend_layer
+from kerora.models.set_on_layers import note_set
 
 # The share of masked tokens in the training of every ESM, which `transformers` has fixed too.
 _MASKED_IN_TRAINING = 0.15 * 0.8
@@ -48,9 +49,11 @@ def mend_esm(backbone: keras.Model, config: dict[str, Any]) -> None:
     """
     for block in backbone.transformer_layers:
         extend_layer(block.attention_layer, _MaskedKeys)
+    note_set(backbone, "the mask of padding")
     if config.get("token_dropout"):
         table = backbone.token_embedding
         extend_layer(table, TokenDropout)
+        note_set(backbone, "token_dropout")
         table.mask_token_id, table.pad_token_id = config["mask_token_id"], config["pad_token_id"]
 
 

@@ -62,6 +62,7 @@ from kerora.models.huggingface_sam3 import check_sam3, mend_sam3
 from kerora.models.huggingface_swin import check_swin, configured_norms
 from kerora.models.huggingface_t5gemma import check_t5gemma, mend_t5gemma
 from kerora.models.huggingface_t5gemma2 import check_t5gemma2, mend_t5gemma2
+from kerora.models.set_on_layers import note_set, set_on_layer
 
 _GEMMA = ("gemma", "gemma2", "gemma3", "gemma3_text")
 _WITH_EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe")
@@ -175,8 +176,7 @@ def constructor_arguments(config: dict[str, Any]) -> dict[str, Any]:
 def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
     """Set on a backbone's layers what its constructor does not take.
 
-    The names of the attributes that this changed are the backbone's `set_on_its_layers`: what
-    KerasHub rebuilds from the backbone's own configuration has other values there.
+    What this changed is noted by `set_on_layers.py`: KerasHub's presets lose it.
 
     Args:
         backbone: A backbone that was built for `config`.
@@ -203,7 +203,7 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
         mend_gemma3n(backbone)
     if family == "swin":
         for norm in configured_norms(backbone):
-            _set(backbone, norm, "epsilon", text.get("layer_norm_eps", 1e-5))
+            set_on_layer(backbone, norm, "epsilon", text.get("layer_norm_eps", 1e-5))
     if family == "metaclip_2":
         mend_metaclip2(backbone, config)
     if family == "sam3_video":
@@ -212,11 +212,12 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
         field, default = _LAYER_NORM_EPSILON[family]
         for layer, _ in sublayers(backbone):
             if isinstance(layer, keras.layers.LayerNormalization):
-                _set(backbone, layer, "epsilon", text.get(field, default))
+                set_on_layer(backbone, layer, "epsilon", text.get(field, default))
     if family == "bert" and text.get("hidden_act", "gelu") == "gelu":
         for layer, _ in sublayers(backbone):
             if layer.name == "feedforward_intermediate_dense":
                 layer.activation = keras.activations.gelu
+        note_set(backbone, "hidden_act")
     if family not in _MENDED:
         return
     if family == "gpt_oss":
@@ -225,29 +226,22 @@ def mend_layers(backbone: keras.Model, config: dict[str, Any]) -> None:
     for index, block in enumerate(backbone.transformer_layers):
         for layer, _ in sublayers(block):
             if hasattr(layer, "epsilon"):
-                _set(backbone, layer, "epsilon", text.get("rms_norm_eps", 1e-6))
+                set_on_layer(backbone, layer, "epsilon", text.get("rms_norm_eps", 1e-6))
             if family in _GEMMA and hasattr(layer, "max_wavelength"):
                 theta = _gemma_theta(family, text, sliding[index])
-                _set(backbone, layer, "max_wavelength", theta)
+                set_on_layer(backbone, layer, "max_wavelength", theta)
                 if family in _SCALED_LAYERS and _rope(text)["rope_type"] == "linear":
-                    _set(backbone, layer, "scaling_factor", _rope(text)["factor"])
+                    set_on_layer(backbone, layer, "scaling_factor", _rope(text)["factor"])
             if family in _GEMMA and hasattr(layer, "query_head_dim_normalize"):
                 scalar = text.get("query_pre_attn_scalar") or text["head_dim"]
                 by_head = scalar == text["head_dim"]
-                _set(backbone, layer, "query_head_dim_normalize", by_head)
-
-
-def _set(backbone: keras.Model, layer: keras.layers.Layer, name: str, value: Any) -> None:
-    if getattr(layer, name) != value:
-        setattr(layer, name, value)
-        known = getattr(backbone, "set_on_its_layers", ())
-        backbone.set_on_its_layers = tuple(sorted({*known, name}))
+                set_on_layer(backbone, layer, "query_head_dim_normalize", by_head)
 
 
 def _mend_vision_norms(backbone: Any, vision: dict[str, Any]) -> None:
     for layer, _ in sublayers(backbone.vit_encoder):
         if isinstance(layer, keras.layers.LayerNormalization):
-            _set(backbone, layer, "epsilon", vision.get("layer_norm_eps", 1e-6))
+            set_on_layer(backbone, layer, "epsilon", vision.get("layer_norm_eps", 1e-6))
 
 
 def _rope(text: dict[str, Any]) -> dict[str, Any]:
@@ -328,7 +322,7 @@ def _mend_windows(backbone: keras.Model, family: str, text: dict[str, Any]) -> N
         # Its mask lets a token see one more token before it than the window counts.
         is_sliding = kind == "sliding_attention"
         seen = window - 1 if is_sliding else None
-        _set(backbone, block.self_attention_layer, "sliding_window", seen)
+        set_on_layer(backbone, block.self_attention_layer, "sliding_window", seen)
 
 
 def _gpt2_arguments(text: dict[str, Any]) -> dict[str, Any]:

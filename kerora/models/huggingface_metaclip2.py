@@ -12,6 +12,7 @@ import keras
 
 from kerora.adapters.targets import sublayers
 from kerora.models.errors import inexpressible
+from kerora.models.set_on_layers import set_on_layer
 
 # What `transformers` fills in.
 _DEFAULTS: dict[str, Any] = {
@@ -91,9 +92,9 @@ def mend_metaclip2(backbone: keras.Model, config: dict[str, Any]) -> None:
         config: A configuration that `complete_metaclip2` gave.
     """
     vision, text = config["vision_config"], config["text_config"]
-    backbone.vision_post_layer_norm.epsilon = vision["layer_norm_eps"]
+    set_on_layer(backbone, backbone.vision_post_layer_norm, "epsilon", vision["layer_norm_eps"])
     for encoder, fields in ((backbone.vision_encoder, vision), (backbone.text_encoder, text)):
         for layer, _ in sublayers(encoder):
             if isinstance(layer, keras.layers.LayerNormalization):
-                layer.epsilon = fields["layer_norm_eps"]
-    backbone.text_pooler.eos_token_id = text["eos_token_id"]
+                set_on_layer(backbone, layer, "epsilon", fields["layer_norm_eps"])
+    set_on_layer(backbone, backbone.text_pooler, "eos_token_id", text["eos_token_id"])

@@ -18,6 +18,7 @@ from keras import ops
 
 from kerora.models.errors import inexpressible
 from kerora.models.extended_layers import extend_layer
+from kerora.models.set_on_layers import note_set
 
 _APPROXIMATE_GELU = "gelu_pytorch_tanh"
 # What `transformers` fills in where the published folders say nothing.
@@ -100,6 +101,7 @@ def mend_paligemma(backbone: keras.Model) -> None:
     for block in backbone.transformer_layers:
         if block.attention.use_sliding_window_attention:
             extend_layer(block.attention, PromptBeyondWindow)
+            note_set(backbone, "the windows of a prompt")
 
 
 class PromptBeyondWindow(keras.layers.Layer):

@@ -25,6 +25,7 @@ from kerora.adapters.targets import sublayers
 from kerora.models.errors import inexpressible
 from kerora.models.extended_layers import extend_layer
 from kerora.models.sam3_layers import ForwardText, PromptsOfBoxes
+from kerora.models.set_on_layers import note_set
 
 # What `transformers` fills in.
 _NORM = 1e-5
@@ -158,6 +159,7 @@ def mend_sam3(backbone: Any, config: dict[str, Any]) -> None:
     """
     extend_layer(backbone.text_encoder, ForwardText)
     extend_layer(backbone.geometry_encoder, PromptsOfBoxes)
+    note_set(backbone, "the mask of texts", "prompts of boxes", "layer_norm_eps")
     _set_norms(backbone.text_encoder, config["detector_config"]["text_config"]["layer_norm_eps"])
     for part in (
         backbone.geometry_encoder,

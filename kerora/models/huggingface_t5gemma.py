@@ -12,6 +12,7 @@ import keras
 
 from kerora.models.errors import inexpressible
 from kerora.models.extended_layers import extend_layer
+from kerora.models.set_on_layers import note_set, set_on_layer
 
 # The fields that KerasHub has one value for, the decoder's, with the defaults of `transformers`.
 _SHARED = {
@@ -63,10 +64,12 @@ def mend_t5gemma(backbone: keras.Model, config: dict[str, Any]) -> None:
             attention: Any = layer.self_attn
             extend_layer(attention, _Window)
             attention.window = config["encoder"]["sliding_window"]
+            note_set(backbone, "sliding_window")
     for layer in backbone.decoder_layers:
         if layer.layer_type == _SLIDING:
             # Its mask lets a token see one more token before it than the window counts.
-            layer.sliding_window = config["decoder"]["sliding_window"] - 1
+            window = config["decoder"]["sliding_window"] - 1
+            set_on_layer(backbone, layer, "sliding_window", window)
 
 
 def _rope_theta(part: dict[str, Any]) -> float:

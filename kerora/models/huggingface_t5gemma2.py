@@ -16,6 +16,7 @@ import numpy as np
 
 from kerora.models.errors import inexpressible
 from kerora.models.extended_layers import extend_layer
+from kerora.models.set_on_layers import note_set, set_on_layer
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 # What `transformers` fills in, in the encoder's text and in the decoder.
@@ -168,12 +169,13 @@ def mend_t5gemma2(backbone: keras.Model, config: dict[str, Any]) -> None:
     """
     text, decoder = config["encoder"]["text_config"], config["decoder"]
     for layer, kind in zip(backbone.encoder_layers, text["layer_types"], strict=True):
-        _mend_positions(layer.self_attn, text["rope_parameters"][kind])
-        layer.sliding_window = text["sliding_window"]
+        _mend_positions(backbone, layer.self_attn, text["rope_parameters"][kind])
+        set_on_layer(backbone, layer, "sliding_window", text["sliding_window"])
     for layer, kind in zip(backbone.decoder_layers, decoder["layer_types"], strict=True):
-        _mend_positions(layer.merged_attn, decoder["rope_parameters"][kind])
+        _mend_positions(backbone, layer.merged_attn, decoder["rope_parameters"][kind])
     for table in _tables(backbone):
         extend_layer(table, _EndOfImage)
+        note_set(backbone, "eoi_token_index")
         table.end_of_image = config["eoi_token_index"]
         table.end_of_image_row = np.zeros(table.output_dim, "float32")
 
@@ -194,9 +196,10 @@ def _tables(backbone: keras.Model) -> tuple[Any, Any]:
     return backbone.token_embedding, backbone.decoder_token_embedding
 
 
-def _mend_positions(attention: Any, rope: dict[str, float]) -> None:
-    attention.rotary_embedding.max_wavelength = rope["rope_theta"]
-    attention.rotary_embedding.scaling_factor = rope["factor"]
+def _mend_positions(backbone: keras.Model, attention: Any, rope: dict[str, float]) -> None:
+    rotary = attention.rotary_embedding
+    set_on_layer(backbone, rotary, "max_wavelength", rope["rope_theta"])
+    set_on_layer(backbone, rotary, "scaling_factor", rope["factor"])
 
 
 class _EndOfImage(keras.layers.Layer):

@@ -38,6 +38,7 @@ from kerora.models.named_templates import PLAIN, WITH_TOOLS, one_template
 from kerora.models.preset_folder import preset_checked
 from kerora.models.refused_families import check_backbone, check_language_model
 from kerora.models.saved_preset import restore_word_splitting
+from kerora.models.set_on_layers import warning_when_saved
 from kerora.models.weight_limit import weights_limited
 from kerora.models.weight_loading import load_weights as fill_with_weights
 
@@ -244,7 +245,7 @@ def load_backbone(source: str | os.PathLike[str], **kwargs: Any) -> keras_hub.mo
         tensors = FolderTensors(source_places(name))
         config = _checked_config(name, tensors)
         check_backbone(name, config["model_type"], CHECKED_BACKBONES)
-        return _load_huggingface_backbone(name, config, tensors, **kwargs)
+        return warning_when_saved(_load_huggingface_backbone(name, config, tensors, **kwargs))
 
 
 def load_empty_backbone(
