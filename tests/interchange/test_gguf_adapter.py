@@ -4,6 +4,7 @@ import gguf
 import keras
 import numpy as np
 import pytest
+from backends import once_uncompiled
 from typer.testing import CliRunner
 
 from benchmarks.interchange import GGUF_FAMILIES, GGUF_TARGETS
@@ -18,9 +19,7 @@ from kerora.models.loading import load_task
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch")
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "jax", reason="what a PEFT folder holds is tested on each backend"
-)
+pytestmark = once_uncompiled
 
 
 def adapted(path, targets="all-linear", rank=4, **options):

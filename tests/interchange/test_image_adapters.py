@@ -7,7 +7,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from backends import once
+from backends import once_uncompiled
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.interchange import BOUND, difference, randomize_keras
@@ -25,7 +25,7 @@ pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from peft_models import tuned_by_peft  # noqa: E402 - needs peft
 
-pytestmark = once
+pytestmark = once_uncompiled
 
 # What transformers 4 called the modules, as files still do.
 OLD_ENDINGS = {

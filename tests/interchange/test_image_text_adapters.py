@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from backends import once
+from backends import once_uncompiled
 
 from benchmarks.interchange import (
     BOUND,
@@ -25,7 +25,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from peft_models import save_quietly, tuned_by_peft  # noqa: E402 - needs peft
 
-pytestmark = once
+pytestmark = once_uncompiled
 
 
 def test_tables_of_both_encoders_go_both_ways_and_are_merged(tmp_path):

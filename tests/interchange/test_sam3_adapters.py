@@ -1,8 +1,8 @@
 """Adapters of SAM 3's detector, alone or inside a video model."""
 
-import keras
 import numpy as np
 import pytest
+from backends import once_uncompiled
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.interchange import (
@@ -26,9 +26,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 from peft_models import tuned_by_peft  # noqa: E402 - needs peft
 
-pytestmark = pytest.mark.skipif(
-    keras.config.backend() != "torch", reason="computes the same on JAX, which compiles for long"
-)
+pytestmark = once_uncompiled
 UNUSED = "text_encoder.text_projection"
 
 

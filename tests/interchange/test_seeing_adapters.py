@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from backends import once
+from backends import once_uncompiled
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.interchange import (
@@ -29,7 +29,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 from peft_models import save_quietly, tuned_by_peft  # noqa: E402 - needs peft
 
-pytestmark = once
+pytestmark = once_uncompiled
 
 
 def modules(weights, layers):

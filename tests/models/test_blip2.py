@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from backends import once
+from backends import once_uncompiled
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.tiny_logits import keras_logits, torch_logits
@@ -16,7 +16,7 @@ from kerora.models.loading import load_backbone
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("torch")
-pytestmark = once
+pytestmark = once_uncompiled
 
 FAMILIES = ["blip2_opt", "blip2_t5"]
 

@@ -1,9 +1,9 @@
 """What files of Qwen 3.5, Gemma 3n and Gemma 4 say of their layers, and what is not believed."""
 
 import gguf
-import keras
 import numpy as np
 import pytest
+from backends import once_uncompiled
 
 from benchmarks.interchange import BOUND
 from benchmarks.tiny_gguf import tiny_gguf
@@ -16,9 +16,7 @@ from kerora.models.loading import load_task
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch")
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "jax", reason="reading a file does not depend on the backend"
-)
+pytestmark = once_uncompiled
 
 ARCHITECTURES = {
     "qwen3_5": "qwen35",

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from backends import once
+from backends import once_uncompiled
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.tiny_encoders import IMAGES
@@ -16,7 +16,7 @@ from kerora.models.loading import load_backbone
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("torch")
-pytestmark = once
+pytestmark = once_uncompiled
 
 
 @pytest.mark.parametrize("family", ["vit", "deit", "dinov2", "dinov2_with_registers"])

@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from backends import once
+from backends import once_uncompiled
 
 from benchmarks.tiny_encoders import IMAGES
 from benchmarks.tiny_logits import keras_logits, torch_logits
@@ -16,7 +16,7 @@ from kerora.models.loading import load_backbone, load_task
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
-pytestmark = once
+pytestmark = once_uncompiled
 
 END, PADDING = 63, 1
 

@@ -6,7 +6,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from backends import once
+from backends import once_uncompiled
 from safetensors.numpy import load_file, save_file
 
 import kerora
@@ -19,7 +19,7 @@ from kerora.models.loading import load_backbone
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("torch")
-pytestmark = once
+pytestmark = once_uncompiled
 
 FAMILIES = ["paligemma", "paligemma2"]
 

@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from backends import once_uncompiled
 
 from benchmarks.tiny_sam3 import (
     BOXES,
@@ -22,9 +23,6 @@ from kerora.models.loading import load_backbone, load_task
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
-on_torch = pytest.mark.skipif(
-    keras.config.backend() != "torch", reason="computes the same on JAX, which compiles for long"
-)
 not_on_jax = pytest.mark.skipif(
     keras.config.backend() == "jax", reason="compiles for long; `benchmarks.interchange` compares"
 )
@@ -36,10 +34,12 @@ NO_BOXES = {"boxes": BOXES[:, :0], "labels": LABELS[:, :0]}
     "shown",
     [
         pytest.param({}, id="boxes", marks=not_on_jax),
-        pytest.param(NO_BOXES, id="text alone", marks=on_torch),
-        pytest.param({"labels": np.full_like(LABELS, -10)}, id="padding", marks=on_torch),
-        pytest.param({"labels": np.roll(LABELS, 1, 1)}, id="padding first", marks=on_torch),
-        pytest.param({"padding_mask": (IDS < 60).cumprod(1)}, id="padded text", marks=on_torch),
+        pytest.param(NO_BOXES, id="text alone", marks=once_uncompiled),
+        pytest.param({"labels": np.full_like(LABELS, -10)}, id="padding", marks=once_uncompiled),
+        pytest.param({"labels": np.roll(LABELS, 1, 1)}, id="padding first", marks=once_uncompiled),
+        pytest.param(
+            {"padding_mask": (IDS < 60).cumprod(1)}, id="padded text", marks=once_uncompiled
+        ),
     ],
 )
 def test_a_detector_agrees_with_transformers(shown, tmp_path):
@@ -48,7 +48,7 @@ def test_a_detector_agrees_with_transformers(shown, tmp_path):
     np.testing.assert_allclose(found, torch_detections(reference, IDS, **shown), atol=1e-4)
 
 
-@on_torch
+@once_uncompiled
 def test_one_image_of_a_batch_is_as_it_is_alone(tmp_path):
     tiny_transformers("sam3", tmp_path)
     backbone = load_backbone(tmp_path)
@@ -67,7 +67,7 @@ def test_one_image_of_a_batch_is_as_it_is_alone(tmp_path):
         np.testing.assert_allclose(keras.ops.convert_to_numpy(value), expected, atol=1e-5)
 
 
-@on_torch
+@once_uncompiled
 def test_the_detector_of_a_video_model_is_loaded_without_its_tracker(tmp_path):
     tiny_transformers("sam3", tmp_path / "detector")
     as_video_model(tmp_path / "detector", tmp_path / "video")
@@ -77,7 +77,7 @@ def test_the_detector_of_a_video_model_is_loaded_without_its_tracker(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@on_torch
+@once_uncompiled
 @pytest.mark.parametrize(
     "given",
     [
@@ -106,7 +106,7 @@ def assert_same_fields(found, expected):
             assert (name, value) == (name, expected[name])
 
 
-@on_torch
+@once_uncompiled
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
@@ -136,7 +136,7 @@ def test_a_field_that_cannot_be_computed_is_refused(field, value, told, tmp_path
         load_backbone(tmp_path)
 
 
-@on_torch
+@once_uncompiled
 def test_all_parts_have_the_type_that_was_asked_for(tmp_path):
     reference = tiny_transformers("sam3", tmp_path)
     backbone = load_backbone(tmp_path, dtype="bfloat16")
@@ -146,7 +146,7 @@ def test_all_parts_have_the_type_that_was_asked_for(tmp_path):
     assert keras.config.dtype_policy().name == "float32"
 
 
-@on_torch
+@once_uncompiled
 def test_all_of_it_is_adapted_without_being_named(tmp_path):
     tiny_transformers("sam3", tmp_path)
     backbone = load_backbone(tmp_path)
@@ -156,14 +156,14 @@ def test_all_of_it_is_adapted_without_being_named(tmp_path):
     assert len(select(backbone, None)) == 2 * (2 + 2 + 2 * 2 + 2 * 2 + 3 * 2 + 1)
 
 
-@on_torch
+@once_uncompiled
 def test_it_is_no_causal_language_model(tmp_path):
     tiny_transformers("sam3", tmp_path)
     with pytest.raises(ModelSourceError, match="load_backbone"):
         load_task(tmp_path, preprocessor=None)
 
 
-@on_torch
+@once_uncompiled
 def test_a_preset_of_it_is_read(tmp_path):
     tiny_transformers("sam3", tmp_path / "hf")
     backbone = load_backbone(tmp_path / "hf")

@@ -2,9 +2,9 @@
 
 import warnings
 
-import keras
 import numpy as np
 import pytest
+from backends import once_uncompiled
 
 from benchmarks.tiny_encoders import ENCODERS, IMAGE_ENCODERS, IMAGE_TEXT_ENCODERS
 from benchmarks.tiny_logits import keras_logits
@@ -14,9 +14,7 @@ from kerora.models.loading import load_backbone
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch")
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="is the same on every backend: compiles nothing here"
-)
+pytestmark = once_uncompiled
 
 BACKBONES = [*ENCODERS, *SEQUENCE_TO_SEQUENCE, *IMAGE_ENCODERS, *IMAGE_TEXT_ENCODERS, *SEEING]
 WHOLE = ("vit", "distilbert")  # KerasHub's presets have all of these
