@@ -142,11 +142,10 @@ def find_tensor(names: Collection[str], wanted: str, contents: AdapterContents) 
     if wanted in names:
         return wanted
     in_model = name_in_model(wanted)
-    # SAM 3 has a `text_projection` in its text encoder too.
-    same = [name for name in names if name_in_model(name) == in_model]
-    if len(same) == 1:
-        return same[0]
-    alike = [name for name in names if _are_alike(name_in_model(name), in_model)]
+    in_its_model = {name: name_in_model(name) for name in names}
+    # The same name comes first: SAM 3 has a `text_projection` in its text encoder too.
+    same = [name for name, own in in_its_model.items() if own == in_model]
+    alike = same or [name for name, own in in_its_model.items() if _are_alike(own, in_model)]
     if len(alike) == 1:
         return alike[0]
     found = f"has {len(alike)} of that name" if alike else "has no such tensor"

@@ -73,6 +73,17 @@ def rename(folder, renames):
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
+def loaded_as_one_adapter(tmp_path, tuned, rank):
+    """The base with PEFT's adapter, which is of this rank here and computes the same."""
+    backbone = load_backbone(tmp_path / "base")
+    before = keras_logits(backbone)
+    load_adapter(backbone, tmp_path / "adapter")
+    assert adapter_configs(backbone)["default"].rank == rank
+    assert np.abs(keras_logits(backbone) - before).max() > 0.1
+    assert difference(backbone, tuned) < BOUND
+    return backbone
+
+
 @pytest.mark.parametrize("family", OLD)
 def test_names_of_older_versions_are_read_and_merged(family, tmp_path):
     base = tiny_transformers(family, tmp_path / "base")
@@ -141,12 +152,7 @@ def tiny_swin(tmp_path, **overrides):
 def test_modules_that_peft_trained_become_one_adapter(targets, fields, rank, tmp_path):
     base = tiny_swin(tmp_path)
     tuned = tuned_by_peft(base, tmp_path / "adapter", target_modules=targets, **fields)
-    backbone = load_backbone(tmp_path / "base")
-    before = keras_logits(backbone)
-    load_adapter(backbone, tmp_path / "adapter")
-    assert adapter_configs(backbone)["default"].rank == rank
-    assert np.abs(keras_logits(backbone) - before).max() > 0.1
-    assert difference(backbone, tuned) < BOUND
+    backbone = loaded_as_one_adapter(tmp_path, tuned, rank)
 
     # What is saved again is the same, though the modules now share their A.
     save_adapter(backbone, tmp_path / "again")
@@ -256,12 +262,7 @@ GATED = "encoder.layer.0.mlp"
 def test_halves_that_peft_trained_are_loaded_and_merged(targets, fields, rank, tmp_path):
     base = tiny_transformers("dinov2_swiglu", tmp_path / "base")
     tuned = tuned_by_peft(base, tmp_path / "adapter", target_modules=targets, **fields)
-    backbone = load_backbone(tmp_path / "base")
-    before = keras_logits(backbone)
-    load_adapter(backbone, tmp_path / "adapter")
-    assert adapter_configs(backbone)["default"].rank == rank
-    assert np.abs(keras_logits(backbone) - before).max() > 0.1
-    assert difference(backbone, tuned) < BOUND
+    loaded_as_one_adapter(tmp_path, tuned, rank)
 
     merge_folder(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
     assert difference(load_backbone(tmp_path / "merged"), tuned) < BOUND
