@@ -25,7 +25,7 @@ class Blocking:
 
     Attributes:
         chunk: Tokens taken at once while there are that many.
-        remainder: Tokens taken at once for the rest, a divisor of `chunk`.
+        remainder: The rest is taken at once, rounded up to a multiple of this divisor of `chunk`.
         block: Entries of the vocabulary taken at once.
     """
 
@@ -35,7 +35,7 @@ class Blocking:
 
 
 # A CPU's block of float32 logits (2 MB) stays in its cache; an accelerator wants large products.
-CPU_BLOCKING = Blocking(chunk=512, remainder=128, block=1024)
+CPU_BLOCKING = Blocking(chunk=512, remainder=64, block=1024)
 ACCELERATOR_BLOCKING = Blocking(chunk=2048, remainder=256, block=8192)
 
 
@@ -111,7 +111,7 @@ class BlockPasses:
         # TensorFlow may learn the batch's size only when it runs.
         length, remainder = labels.shape[0], self.blocking.remainder
         padding = remainder if length is None else -length % remainder
-        if length is not None and length + padding in (remainder, self.blocking.chunk):
+        if length is not None and length + padding == self.blocking.chunk:
             # XLA takes work on all tokens at once out of its loop, and does it even if the loop
             # is never entered.
             padding += remainder
@@ -354,13 +354,18 @@ class BlockPasses:
         self, count: Any, length: int | None, body: Callable[..., Any], carry: Any
     ) -> Any:
         chunk, remainder = self.blocking.chunk, self.blocking.remainder
-        end = (count + remainder - 1) // remainder
-        done = 0
+        # In multiples of `remainder`.
+        parts, largest = (count + remainder - 1) // remainder, chunk // remainder
+        whole = 0
         if length is None or length >= chunk:
-            whole = end // (chunk // remainder)
+            whole = parts // largest
             carry = ops.fori_loop(0, whole, lambda i, c: body(i * chunk, chunk, c), carry)
-            done = whole * (chunk // remainder)
-        return ops.fori_loop(done, end, lambda i, c: body(i * remainder, remainder, c), carry)
+        else:
+            largest = length // remainder + 1
+        # Products of few tokens are slow: the rest is taken at once, in as many as it needs.
+        sizes = [remainder * n for n in range(1, largest)]
+        rest = [lambda c, size=size: body(whole * chunk, size, c) for size in sizes]
+        return ops.switch(parts - whole * (chunk // remainder), [lambda c: c, *rest], carry)
 
 
 def _where(trains: list[bool], values: Sequence[Any]) -> list[Any]:

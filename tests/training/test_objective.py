@@ -130,6 +130,22 @@ def test_frozen_head_equals_plain_loss(kwargs, options):
     assert len(unsupervised) and not unsupervised.any()
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("shape", [(B, S), (1, 20)])
+def test_any_number_of_supervised_tokens(shape, trainable):
+    layer = make_layer()
+    layer.trainable = trainable
+    rows, length = shape
+    hidden, labels, _ = (part[:rows, :length] for part in make_batch())
+    size = rows * length
+    for count in (8, 25, 57, size):
+        if count <= size:
+            order = np.random.default_rng(count).permutation(size).reshape(shape)
+            weights = np.where(order < count, 0.5 + order / size, 0).astype("float32")
+            variables = [layer.embeddings] if trainable else []
+            assert_equals_plain(layer, (hidden, labels, weights), variables)
+
+
 @pytest.mark.parametrize(("kwargs", "options"), CASES)
 def test_trainable_head_equals_plain_loss(kwargs, options):
     layer = make_layer(**kwargs)
