@@ -1,6 +1,7 @@
 """Puts the shared test helpers on the path; gives each process of tests a core and room."""
 
 import gc
+import importlib
 import os
 import random
 import sys
@@ -23,6 +24,10 @@ def pytest_configure(config):
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("compiled"))
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    if os.environ.get("KERAS_BACKEND", "jax") == "jax":
+        # Of tests' small models the compiler's last passes take most of the time. Programs that
+        # tests start are compiled as for users: this is not in their environment.
+        importlib.import_module("jax").config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.hookimpl(tryfirst=True)
