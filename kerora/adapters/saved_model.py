@@ -23,6 +23,7 @@ from kerora.adapters.lifecycle import (
     set_active_adapters,
 )
 from kerora.adapters.targets import candidates, select
+from kerora.garbage_collection import older_objects_passed_over
 from kerora.model_mixin import ModelMixin
 
 _extended_classes: dict[tuple[type, type], type] = {}
@@ -72,7 +73,8 @@ class AdaptedModel(ModelMixin):
         # Keras stops at a tokenizer, which is a layer that is never built, and warns of every norm.
         kwargs.setdefault("filters", _can_be_quantized)
         quantize: Any = self.__dict__.get("_base_quantize", super().quantize)
-        quantize(mode, *args, **kwargs)
+        with older_objects_passed_over():
+            quantize(mode, *args, **kwargs)
 
 
 def _can_be_quantized(layer: keras.layers.Layer) -> bool:
