@@ -9,6 +9,12 @@ import kerora
 from kerora.garbage_collection import older_objects_passed_over
 
 
+@pytest.fixture(autouse=True)
+def nothing_frozen():
+    """As users' programs begin; a fixture of all tests freezes what was there before the file."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def collections(monkeypatch):
     """What of the objects that were there before each collection of the test went through."""
